@@ -1,0 +1,179 @@
+//! Settings: a configuration that can't be invalid.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use url::Url;
+
+use crate::oci::RegistryHost;
+
+/// Everything the agent was told, checked. Each field's default is what runs with no file at all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// What this agent does.
+    pub role: Role,
+    /// Where the registry listens.
+    pub listen: SocketAddr,
+    /// Where `/healthz`, `/readyz`, `/metrics` and `/status` are: never the registry's port.
+    pub admin: AdminAddress,
+    /// Where blobs and manifests are kept.
+    pub storage: Storage,
+    /// The registries that are mirrored, each once. Never empty for a mirror.
+    pub upstreams: Vec<UpstreamSettings>,
+    /// When a cached tag is asked for again.
+    pub freshness: Freshness,
+    /// How the storage is probed.
+    pub health: HealthSettings,
+    /// Headers that are added to every answer of the registry.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// How long running answers may go on after SIGTERM.
+    pub drain: Duration,
+}
+
+/// What the agent does on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A pull-through cache of other registries.
+    Mirror,
+}
+
+impl Role {
+    /// The name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mirror => "mirror",
+        }
+    }
+}
+
+/// Where the admin listener is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A loopback address and port.
+    Tcp(SocketAddr),
+    /// A Unix socket's path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Where content is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    /// A folder in distribution's layout.
+    Filesystem {
+        /// The folder that holds `docker/registry/v2`.
+        root: PathBuf,
+    },
+}
+
+/// One registry that is mirrored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamSettings {
+    /// The name clients know it by (`docker.io`).
+    pub registry: RegistryHost,
+    /// Where its API is (`https://registry-1.docker.io`), without a trailing slash in its path.
+    pub url: Url,
+    /// What it is asked as; anonymously without.
+    pub credentials: Option<Credentials>,
+}
+
+/// A user name and password for an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// The account.
+    pub username: String,
+    /// Its password or access token.
+    pub password: Secret,
+}
+
+/// A text that must never be seen: it prints as `***`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// When a cached tag is asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freshness {
+    /// How long a tag is served without asking the upstream.
+    pub window: Duration,
+    /// How long the upstream may take to confirm it before what is cached is served.
+    pub deadline: Duration,
+}
+
+/// How the storage is probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthSettings {
+    /// Time between two probes.
+    pub interval: Duration,
+    /// Failed probes in a row before the agent is not ready. At least 1.
+    pub threshold: u32,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The least severe level that is logged.
+    pub level: LogLevel,
+    /// The form.
+    pub format: LogFormat,
+    /// Whether each request is logged.
+    pub access: bool,
+    /// Fields added to every line (`service: registry`).
+    pub fields: Vec<(String, String)>,
+}
+
+/// Severity, as in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// `error`
+    Error,
+    /// `warn`
+    Warn,
+    /// `info`
+    Info,
+    /// `debug`
+    Debug,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, journald under systemd, JSON elsewhere.
+    Auto,
+    /// Lines for people, on standard error.
+    Text,
+    /// One JSON object a line, on standard error.
+    Json,
+    /// The journal's native protocol.
+    Journald,
+}

@@ -1,0 +1,14 @@
+//! The OCI distribution specification's vocabulary as types that can't be wrong.
+//!
+//! Every value that comes from a client, an upstream or a file is parsed into one of these at the
+//! edge, so nothing further in checks again, and no path or URL is ever formed from raw input.
+
+mod digest;
+mod error;
+mod manifest;
+mod name;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use error::{ErrorBody, ErrorCode};
+pub use manifest::{MANIFEST_LIMIT, Manifest, ManifestError};
+pub use name::{Name, NameError, Reference, RegistryHost, Tag};

@@ -1,0 +1,61 @@
+//! Error codes and bodies.
+
+use http::StatusCode;
+use serde::Serialize;
+
+/// The error codes of distribution-spec 1.1 ("Error codes"), and `UNAVAILABLE`, which clients know
+/// from distribution, for a request that can be answered later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ErrorCode {
+    /// The blob is not known to this registry or its upstream.
+    BlobUnknown,
+    /// The digest is not of a known form.
+    DigestInvalid,
+    /// The manifest or tag is not known to this registry or its upstream.
+    ManifestUnknown,
+    /// The manifest is not one, or too large.
+    ManifestInvalid,
+    /// The repository name does not fit the grammar.
+    NameInvalid,
+    /// The repository is not known.
+    NameUnknown,
+    /// What was asked for is not allowed.
+    Denied,
+    /// This registry does not do that.
+    Unsupported,
+    /// The answer can't be had now: the upstream fails, hangs or limits.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with the code.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
+            Self::DigestInvalid | Self::ManifestInvalid | Self::NameInvalid => StatusCode::BAD_REQUEST,
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// The body of an error answer: `{"errors": [{"code": ..., "message": ...}]}`.
+#[derive(Debug, Serialize)]
+pub struct ErrorBody<'a> {
+    errors: [ErrorEntry<'a>; 1],
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorEntry<'a> {
+    code: ErrorCode,
+    message: &'a str,
+}
+
+impl<'a> ErrorBody<'a> {
+    /// The body for one error; `message` is for people.
+    pub fn new(code: ErrorCode, message: &'a str) -> Self {
+        Self { errors: [ErrorEntry { code, message }] }
+    }
+}
