@@ -15,7 +15,10 @@ use super::network::{Attachment, Network};
 use super::scratch::{Scratch, host_image, unique_name};
 use container::Container;
 
+mod cgroup;
 mod container;
+
+pub use cgroup::{hierarchies, remove as remove_cgroup};
 
 /// How long a command on a host may take before it is killed, unless told otherwise.
 const COMMAND: Duration = Duration::from_mins(2);

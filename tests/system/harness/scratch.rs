@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::command;
+use super::host::{hierarchies, remove_cgroup};
 
 /// What every network namespace of a test run begins with, then the process id.
 const PREFIX: &str = "registry-agent-test-";
@@ -121,6 +122,11 @@ fn remove_leftovers(runs: &Path) {
             kill(pid, Signal::SIGKILL).ok();
         }
         command::run(&["ip", "netns", "delete", &name]);
+    }
+    for hierarchy in hierarchies() {
+        for name in names_in(&hierarchy).filter(|name| is_leftover(name)) {
+            remove_cgroup(&hierarchy.join(name));
+        }
     }
     for name in names_in(runs).filter(|name| is_leftover(name)) {
         remove(&runs.join(name));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::cgroup::Cgroup;
 use super::tail;
 use crate::harness::poll;
 use crate::harness::scratch::Scratch;
@@ -23,6 +24,7 @@ pub struct Container {
     nspawn: Child,
     leader: Pid,
     console: PathBuf,
+    _cgroup: Cgroup,
 }
 
 impl Container {
@@ -44,10 +46,14 @@ impl Container {
         }
         let notify = UnixDatagram::bind(&notify_path)
             .unwrap_or_else(|error| panic!("binding {}: {error}", notify_path.display()));
-        let mut nspawn = Command::new("setpriv");
+        let cgroup = Cgroup::new(machine);
+        let enter = cgroup.enter();
+        let mut nspawn = Command::new(&enter[0]);
         nspawn
+            .args(&enter[1..])
             // When the test is killed; the host itself is left to the next run's sweep.
-            .args(["--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "--boot"])
+            .args(["setpriv", "--pdeathsig", "KILL"])
+            .args(["systemd-nspawn", "--quiet", "--boot"])
             .args([
                 "--register=no",
                 "--keep-unit",
@@ -69,20 +75,28 @@ impl Container {
             .env("NOTIFY_SOCKET", &notify_path)
             // dockerd turns on forwarding in the host's own network.
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
+            // Where the machine has the old control groups too: those would be read-only on the
+            // host, and no container could start.
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
             .stdout(append(&console))
             .stderr(append(&console));
         let mut nspawn = nspawn
             .spawn()
             .unwrap_or_else(|error| panic!("starting systemd-nspawn (is it installed?): {error}"));
-        match wait_until_ready(&notify, &mut nspawn) {
+        let mut leader = None;
+        match wait_until_ready(&notify, &mut nspawn, &mut leader) {
             Ok(leader) => Self {
                 nspawn,
                 leader,
                 console,
+                _cgroup: cgroup,
             },
             Err(problem) => {
-                nspawn.kill().ok();
+                match leader {
+                    Some(leader) => kill(leader, Signal::SIGKILL).unwrap_or_default(),
+                    None => nspawn.kill().unwrap_or_default(),
+                }
                 nspawn.wait().ok();
                 panic!(
                     "booting {machine}: {problem}\n--- console\n{}",
@@ -143,9 +157,12 @@ impl Container {
 }
 
 /// Waits for nspawn to name the leader, and for the leader's systemd to say that it is ready.
-fn wait_until_ready(notify: &UnixDatagram, nspawn: &mut Child) -> Result<Pid, String> {
+fn wait_until_ready(
+    notify: &UnixDatagram,
+    nspawn: &mut Child,
+    leader: &mut Option<Pid>,
+) -> Result<Pid, String> {
     let end = Instant::now() + BOOT;
-    let mut leader = None;
     let mut message = [0; 4096];
     notify
         .set_read_timeout(Some(Duration::from_millis(200)))
@@ -164,11 +181,11 @@ fn wait_until_ready(notify: &UnixDatagram, nspawn: &mut Child) -> Result<Pid, St
         let mut ready = false;
         for line in String::from_utf8_lossy(&message[..length]).lines() {
             if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
-                leader = pid.parse().ok().map(Pid::from_raw);
+                *leader = pid.parse().ok().map(Pid::from_raw);
             }
             ready |= line == "READY=1";
         }
-        if let (true, Some(leader)) = (ready, leader) {
+        if let (true, Some(leader)) = (ready, *leader) {
             return Ok(leader);
         }
     }
