@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use url::Url;
 
 use crate::oci::RegistryHost;
@@ -25,6 +27,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// When a cached tag is asked for again.
     pub freshness: Freshness,
+    /// How long an upstream may take.
+    pub timeouts: Timeouts,
     /// How the storage is probed.
     pub health: HealthSettings,
     /// Headers that are added to every answer of the registry.
@@ -36,7 +40,8 @@ pub struct Settings {
 }
 
 /// What the agent does on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// A pull-through cache of other registries.
     Mirror,
@@ -100,7 +105,8 @@ pub struct Credentials {
 }
 
 /// A text that must never be seen: it prints as `***`.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
@@ -130,6 +136,17 @@ pub struct Freshness {
     pub deadline: Duration,
 }
 
+/// How long an upstream may take, for all but the revalidation of a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To accept a connection.
+    pub connect: Duration,
+    /// From the request to the head of its answer.
+    pub headers: Duration,
+    /// Between two pieces of a body.
+    pub idle: Duration,
+}
+
 /// How the storage is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthSettings {
@@ -153,20 +170,22 @@ pub struct LogSettings {
 }
 
 /// Severity, as in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// `error`
+    /// What failed and was not made up for.
     Error,
-    /// `warn`
+    /// What a person should know of: an upstream that is down, a probe that failed.
     Warn,
-    /// `info`
+    /// What the agent does: starts, requests, fills.
     Info,
-    /// `debug`
+    /// How it does it, for finding a fault.
     Debug,
 }
 
 /// The form of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Text on a terminal, journald under systemd, JSON elsewhere.
     Auto,
