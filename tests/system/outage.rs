@@ -1,11 +1,16 @@
 //! What is cached is served, whatever else is gone.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use crate::harness::agent::{LOCAL, MIRROR};
-use crate::harness::hub::Hub;
-use crate::harness::{Agent, Docker, Host, Image, Network};
+use crate::harness::hub::Request;
+use crate::harness::{Agent, Docker, Host, Hub, Image, Network, poll};
+
+/// Time for a tag to go stale, several times over.
+const ENOUGH: Duration = Duration::from_secs(30);
 
 /// A host that has pulled `image` once, through its agent, and forgotten it.
 fn host_with_a_cached_image(network: &Network, hub: &Hub, image: &Image) -> Host {
@@ -89,7 +94,15 @@ fn a_hub_that_limits_or_fails_does_not_stop_a_cached_image() {
             let answer = Response::builder().status(status).body(Bytes::new());
             request.is_content().then(|| answer.expect("a response"))
         });
-        assert_pulls(&host, &image);
+        let answered = |request: &Request| request.status == status.as_u16();
+        // The agent asks again once the tag is no longer fresh.
+        poll::until("a pull that the Hub would have failed", ENOUGH, || {
+            assert_pulls(&host, &image);
+            hub.requests()
+                .into_iter()
+                .find(answered)
+                .ok_or_else(|| hub.requests().pop())
+        });
     }
     hub.calm();
     assert_pulls(&host, &image);

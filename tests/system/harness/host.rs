@@ -211,7 +211,7 @@ impl Host {
     }
 
     /// Adds names for `address` to /etc/hosts.
-    pub fn name(&self, address: std::net::IpAddr, names: &[&str]) {
+    pub fn add_names(&self, address: std::net::IpAddr, names: &[&str]) {
         let hosts = self.read("/etc/hosts");
         self.write(
             "/etc/hosts",

@@ -33,11 +33,11 @@ mod record;
 mod registry;
 mod tokens;
 
-/// The host names that Docker Hub is known by: its API, its token server, and its CDN.
+/// Where the Hub's API is.
 pub const REGISTRY: &str = "registry-1.docker.io";
-/// The token server.
+/// Where it gives out tokens.
 pub const AUTH: &str = "auth.docker.io";
-/// Where blobs come from.
+/// Where it sends clients for blobs.
 pub const CDN: &str = "production.cloudflare.docker.com";
 
 /// How long the Hub's own thread may take for one thing that it is told.
@@ -84,7 +84,7 @@ impl Hub {
 
     /// Makes a host find the Hub under its names, and trust its authority.
     pub fn introduce_to(&self, host: &Host) {
-        host.name(self.attachment.address(), &[REGISTRY, AUTH, CDN]);
+        host.add_names(self.attachment.address(), &[REGISTRY, AUTH, CDN]);
         host.trust(&self.authority);
     }
 
