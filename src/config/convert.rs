@@ -30,7 +30,7 @@ pub(super) const DOCKER_HUB_URL: &str = "https://registry-1.docker.io";
 const SOCKET_PATH_LIMIT: usize = 107;
 
 /// A longer wait is a mistake, and clocks add it without overflow.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// A password file that is longer is something else: a log, a disk.
 const PASSWORD_LIMIT: u64 = 64 * 1024;
@@ -406,13 +406,12 @@ impl Conversion<'_> {
                 HeaderFragment::Many(values) => (values, true),
             };
             for (index, value) in values.into_iter().enumerate() {
-                match value.parse::<HeaderValue>() {
-                    Ok(value) => headers.push((name.clone(), value)),
-                    Err(_) => {
-                        let here = if many { here.item(index) } else { here.clone() };
-                        let message = "holds a character that no header can, such as a line's end";
-                        self.refuse::<()>(&here, message);
-                    }
+                if let Ok(value) = value.parse::<HeaderValue>() {
+                    headers.push((name.clone(), value));
+                } else {
+                    let here = if many { here.item(index) } else { here.clone() };
+                    let message = "holds a character that no header can, such as a line's end";
+                    self.refuse::<()>(&here, message);
                 }
             }
         }
