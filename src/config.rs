@@ -20,7 +20,7 @@ mod schema;
 pub mod settings;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use error::Errors;
 pub use schema::schema;
@@ -59,8 +59,9 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
         }
         merged = distribution::read(file, sources, &mut files, &mut warnings, &mut errors);
     } else {
-        let config = sources.config.as_deref();
-        layers = source::files(config, &mut files, &mut warnings, &mut errors);
+        let main = sources.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        let must_exist = sources.config.is_some();
+        layers = source::files(main, must_exist, &mut files, &mut warnings, &mut errors);
     }
     layers.extend(source::variables(sources, &schema, &mut errors));
     for layer in layers {

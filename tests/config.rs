@@ -5,6 +5,11 @@
 //! expected: `expected.yaml` (the settings, as far as it names them; a `null` is nothing there) or
 //! `expected-errors.txt`, and `expected-warnings.txt` (without: none). `$CASE` is the folder.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -142,14 +147,7 @@ fn shown(settings: &Settings) -> Value {
         .iter()
         .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
         .collect();
-    let fields: Value = settings
-        .log
-        .fields
-        .iter()
-        .cloned()
-        .collect::<std::collections::BTreeMap<_, _>>()
-        .into_iter()
-        .collect();
+    let fields: Value = settings.log.fields.iter().cloned().collect();
     json!({
         "role": settings.role.as_str(),
         "listen": settings.listen.to_string(),

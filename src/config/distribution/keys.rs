@@ -38,7 +38,6 @@ const NO_OTHER_STORAGE: Rule = Refused("this version stores only on a filesystem
 /// A key stands for all that is within it, except where a longer one says otherwise.
 const KEYS: &[(&str, Rule)] = &[
     ("version", Honoured(version)),
-    // `log` before `loglevel`, as documents are read in key order: the new key wins.
     ("log.level", Honoured(log_level)),
     ("log.formatter", Honoured(log_formatter)),
     ("log.fields", Honoured(log_field)),
@@ -244,6 +243,7 @@ fn version(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
 }
 
 fn log_level(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    // The old key, which the new one replaces.
     if leaf.keys == ["loglevel"] && to.has("log.level") {
         return;
     }
