@@ -80,11 +80,8 @@ fn variable(name: &str, raw: &str) -> Map<String, Value> {
     let suffix = name.strip_prefix("REGISTRY_").unwrap_or(name);
     let keys: Vec<String> = suffix.split('_').map(str::to_lowercase).collect();
     // A password is never anything but a text, whatever YAML makes of it.
-    let yaml = if keys[0] == "proxy" {
-        None
-    } else {
-        document::lenient(raw)
-    };
+    let text = keys[0] == "proxy" && keys.len() > 1;
+    let yaml = if text { None } else { document::lenient(raw) };
     source::nested(
         &keys,
         yaml.unwrap_or_else(|| document::plain_text(raw).into()),
