@@ -13,7 +13,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use registry_agent::config::settings::{Settings, Storage};
+use registry_agent::config::{Settings, Storage};
 use registry_agent::config::{self, Sources};
 use serde_json::{Value, json};
 
