@@ -13,8 +13,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use registry_agent::config::{Settings, Storage};
 use registry_agent::config::{self, Sources};
+use registry_agent::config::{Settings, Storage};
 use serde_json::{Value, json};
 
 /// What the test folders call their secrets: no message may hold it.
