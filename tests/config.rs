@@ -13,8 +13,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use registry_agent::config::{Settings, Storage};
 use registry_agent::config::{self, Sources};
+use registry_agent::config::{Settings, Storage};
 use serde_json::{Value, json};
 
 /// What the test folders call their secrets: no message may hold it.
@@ -156,6 +156,11 @@ fn shown(settings: &Settings) -> Value {
         "upstreams": upstreams,
         "window": format!("{:?}", settings.freshness.window),
         "deadline": format!("{:?}", settings.freshness.deadline),
+        "timeouts": [
+            format!("{:?}", settings.timeouts.connect),
+            format!("{:?}", settings.timeouts.headers),
+            format!("{:?}", settings.timeouts.idle),
+        ],
         "interval": format!("{:?}", settings.health.interval),
         "threshold": settings.health.threshold,
         "headers": headers,
