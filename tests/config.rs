@@ -156,6 +156,11 @@ fn shown(settings: &Settings) -> Value {
         "upstreams": upstreams,
         "window": format!("{:?}", settings.freshness.window),
         "deadline": format!("{:?}", settings.freshness.deadline),
+        "timeouts": [
+            format!("{:?}", settings.timeouts.connect),
+            format!("{:?}", settings.timeouts.headers),
+            format!("{:?}", settings.timeouts.idle),
+        ],
         "interval": format!("{:?}", settings.health.interval),
         "threshold": settings.health.threshold,
         "headers": headers,
