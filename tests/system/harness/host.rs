@@ -92,7 +92,7 @@ impl Host {
             &self.machine,
             &self.root,
             &self.scratch,
-            &self.attachment.namespace_path(),
+            &self.attachment,
             &[docker, containerd],
         ));
     }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
 
 use super::command;
@@ -88,6 +90,11 @@ impl Attachment {
         self.namespace.path()
     }
 
+    /// Kills everything that runs on the machine.
+    pub fn kill_everything(&self) {
+        kill_everything_in(&self.namespace.name);
+    }
+
     /// Pulls the cable: packets are lost, nobody is told.
     pub fn cut(&self) {
         command::run(&["ip", "-n", &self.bridge, "link", "set", &self.port, "down"]);
@@ -118,7 +125,28 @@ impl Attachment {
     }
 }
 
-/// A named network namespace.
+/// Removes a namespace of a run that was killed, and whatever still runs in it: a host outlives
+/// its systemd-nspawn.
+pub fn remove_leftover(namespace: &str) {
+    drop(Namespace {
+        name: namespace.to_owned(),
+    });
+}
+
+/// Kills all processes in a namespace of ours.
+fn kill_everything_in(namespace: &str) {
+    let listed = command::finish(&["ip", "netns", "pids", namespace], b"");
+    let pids = listed
+        .stdout
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok());
+    for pid in pids.map(Pid::from_raw) {
+        // One that has ended meanwhile is what was wanted.
+        kill(pid, Signal::SIGKILL).ok();
+    }
+}
+
+/// A named network namespace, with all that runs in it.
 struct Namespace {
     name: String,
 }
@@ -142,6 +170,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        kill_everything_in(&self.name);
         // Not a panic: one during another's unwinding would hide the first.
         let deleted = command::finish(&["ip", "netns", "delete", &self.name], b"");
         if !deleted.succeeded() {

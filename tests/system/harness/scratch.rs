@@ -9,11 +9,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::command;
 use super::host::{hierarchies, remove_cgroup};
+use super::network::remove_leftover;
 
 /// What every network namespace of a test run begins with, then the process id.
 const PREFIX: &str = "registry-agent-test-";
@@ -115,13 +114,7 @@ fn remove(path: &Path) {
 /// Ends the hosts, and removes the namespaces and folders, of runs whose process is gone.
 fn remove_leftovers(runs: &Path) {
     for name in names_in(Path::new("/run/netns")).filter(|name| is_leftover(name)) {
-        // Hosts outlive their systemd-nspawn; everything in a namespace of ours is ours.
-        for pid in command::run(&["ip", "netns", "pids", &name]).split_whitespace() {
-            let pid = Pid::from_raw(pid.parse().expect("ip prints process ids"));
-            // One that has ended meanwhile is what was wanted.
-            kill(pid, Signal::SIGKILL).ok();
-        }
-        command::run(&["ip", "netns", "delete", &name]);
+        remove_leftover(&name);
     }
     for hierarchy in hierarchies() {
         for name in names_in(&hierarchy).filter(|name| is_leftover(name)) {

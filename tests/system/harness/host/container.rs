@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
 use super::tail;
+use crate::harness::network::Attachment;
 use crate::harness::poll;
 use crate::harness::scratch::Scratch;
 
@@ -28,12 +29,12 @@ pub struct Container {
 }
 
 impl Container {
-    /// Boots `root` in a network namespace, with `binds` (`outside:inside`) mounted.
+    /// Boots `root` at its place in a network, with `binds` (`outside:inside`) mounted.
     pub fn boot(
         machine: &str,
         root: &Path,
         scratch: &Scratch,
-        network_namespace: &Path,
+        attachment: &Attachment,
         binds: &[String],
     ) -> Self {
         let console = scratch.path().join("console.log");
@@ -69,7 +70,7 @@ impl Container {
             .arg(format!("--directory={}", root.display()))
             .arg(format!(
                 "--network-namespace-path={}",
-                network_namespace.display()
+                attachment.namespace_path().display()
             ))
             .args(binds.iter().map(|bind| format!("--bind={bind}")))
             .env("NOTIFY_SOCKET", &notify_path)
@@ -84,8 +85,7 @@ impl Container {
         let mut nspawn = nspawn
             .spawn()
             .unwrap_or_else(|error| panic!("starting systemd-nspawn (is it installed?): {error}"));
-        let mut leader = None;
-        match wait_until_ready(&notify, &mut nspawn, &mut leader) {
+        match wait_until_ready(&notify, &mut nspawn) {
             Ok(leader) => Self {
                 nspawn,
                 leader,
@@ -93,10 +93,9 @@ impl Container {
                 _cgroup: cgroup,
             },
             Err(problem) => {
-                match leader {
-                    Some(leader) => kill(leader, Signal::SIGKILL).unwrap_or_default(),
-                    None => nspawn.kill().unwrap_or_default(),
-                }
+                // The host too: it would outlive nspawn.
+                attachment.kill_everything();
+                nspawn.kill().ok();
                 nspawn.wait().ok();
                 panic!(
                     "booting {machine}: {problem}\n--- console\n{}",
@@ -157,12 +156,9 @@ impl Container {
 }
 
 /// Waits for nspawn to name the leader, and for the leader's systemd to say that it is ready.
-fn wait_until_ready(
-    notify: &UnixDatagram,
-    nspawn: &mut Child,
-    leader: &mut Option<Pid>,
-) -> Result<Pid, String> {
+fn wait_until_ready(notify: &UnixDatagram, nspawn: &mut Child) -> Result<Pid, String> {
     let end = Instant::now() + BOOT;
+    let mut leader = None;
     let mut message = [0; 4096];
     notify
         .set_read_timeout(Some(Duration::from_millis(200)))
@@ -176,16 +172,17 @@ fn wait_until_ready(
                     None => continue,
                 }
             }
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(format!("reading the readiness socket: {error}")),
         };
         let mut ready = false;
         for line in String::from_utf8_lossy(&message[..length]).lines() {
             if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
-                *leader = pid.parse().ok().map(Pid::from_raw);
+                leader = pid.parse().ok().map(Pid::from_raw);
             }
             ready |= line == "READY=1";
         }
-        if let (true, Some(leader)) = (ready, *leader) {
+        if let (true, Some(leader)) = (ready, leader) {
             return Ok(leader);
         }
     }
