@@ -70,6 +70,9 @@ impl Host {
             scratch,
             attachment: network.join(label, last),
         };
+        // Its own for good, as an installed host's: journals of earlier boots stay its own.
+        let id = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("a random id");
+        host.write("/etc/machine-id", &id.replace('-', ""));
         host.write("/etc/hostname", &format!("{label}\n"));
         host.write(
             "/etc/hosts",
