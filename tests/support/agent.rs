@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::client::{Client, Reply, Request};
+use super::image::Image;
 use super::upstream::Upstream;
 use super::{PATIENCE, eventually, own_address, write_file};
 
@@ -40,6 +40,7 @@ impl Setup {
             "storage": {"filesystem": {"root": folder.path().join("store")}},
             "upstreams": [],
             "freshness": {"window": "1h", "deadline": "5s"},
+            "timeouts": {},
             "log": {"level": "debug", "format": "json"},
         });
         Self {
@@ -236,6 +237,17 @@ impl Agent {
         self.registry().request(method, target)
     }
 
+    /// Pulls an image as a container client does: its manifest by tag, then all it lists.
+    #[track_caller]
+    pub fn pull(&self, name: &str, tag: &str, image: &Image) {
+        self.get(&format!("/v2/{name}/manifests/{tag}"))
+            .assert_is(&image.manifest.blob.bytes);
+        for blob in image.layers.iter().chain([&image.config]) {
+            self.get(&format!("/v2/{name}/blobs/{}", blob.digest))
+                .assert_is(&blob.bytes);
+        }
+    }
+
     /// The sum of a metric over its labels.
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
@@ -353,5 +365,5 @@ impl Drop for Agent {
     }
 }
 
-/// A deadline that an agent under test is given, for which a test that passes waits.
-pub const SHORT: Duration = Duration::from_millis(300);
+/// A deadline for an agent under test: one that a test which passes waits out.
+pub const SHORT: &str = "300ms";

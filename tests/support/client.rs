@@ -106,8 +106,14 @@ impl Request {
 
     /// The answer's head, or why there is none.
     pub fn try_open(self) -> io::Result<Response> {
-        let connection = self.to.connect()?;
-        connection.exchange(&self.method, &self.target, &self.headers)
+        self.begin()?.response()
+    }
+
+    /// Sends the request and waits for nothing.
+    pub fn begin(self) -> io::Result<Sent> {
+        self.to
+            .connect()?
+            .send(&self.method, &self.target, &self.headers)
     }
 }
 
@@ -117,24 +123,41 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn exchange(
+    pub fn send(
         mut self,
         method: &str,
         target: &str,
         headers: &[(String, String)],
-    ) -> io::Result<Response> {
+    ) -> io::Result<Sent> {
         let start = format!("{method} {target} HTTP/1.1\r\nHost: mirror.test\r\n");
         self.stream
             .get_mut()
             .write_all(write_head(start, headers).as_bytes())?;
-        let (start, headers) = read_head(&mut self.stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Sent {
+            has_body: method != "HEAD",
+            connection: self,
+        })
+    }
+}
+
+/// A request that is on its way.
+pub struct Sent {
+    has_body: bool,
+    connection: Connection,
+}
+
+impl Sent {
+    /// Waits for the answer's head.
+    pub fn response(mut self) -> io::Result<Response> {
+        let head = read_head(&mut self.connection.stream)?;
+        let (start, headers) = head.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = start
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| io::Error::other(format!("no status in {start:?}")))?;
         let length = find(&headers, "content-length").and_then(|length| length.parse().ok());
-        let left = if method == "HEAD" || status == 204 || status == 304 {
+        let left = if !self.has_body || status == 204 || status == 304 {
             Left::Bytes(0)
         } else if find(&headers, "transfer-encoding") == Some("chunked") {
             Left::Chunks
@@ -145,7 +168,7 @@ impl Connection {
             status,
             headers,
             left,
-            connection: self,
+            connection: self.connection,
         })
     }
 }
