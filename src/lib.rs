@@ -1,1 +1,30 @@
-//! t
+//! `registry-agent`: an image registry on every host.
+//!
+//! # The map
+//!
+//! **Serve** reads from top to bottom:
+//!
+//! - [`registry`] is the HTTP edge. It parses requests into the types of [`oci`] and answers in the
+//!   words of the distribution specification.
+//! - [`mirror`] decides: from the store, or from an upstream, once for everybody; fresh, or stale
+//!   because nobody can be asked.
+//! - [`store`] keeps blobs, manifests and tags in distribution's layout; [`upstream`] asks other
+//!   registries.
+//!
+//! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
+//! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
+//! [`metrics`] and [`log`] tell people; [`cli`] is the command line.
+
+pub mod admin;
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod health;
+pub mod log;
+pub mod metrics;
+pub mod mirror;
+pub mod oci;
+pub mod registry;
+pub mod status;
+pub mod store;
+pub mod upstream;

@@ -25,6 +25,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// When a cached tag is asked for again.
     pub freshness: Freshness,
+    /// How long an upstream may take.
+    pub timeouts: Timeouts,
     /// How the storage is probed.
     pub health: HealthSettings,
     /// Headers that are added to every answer of the registry.
@@ -128,6 +130,17 @@ pub struct Freshness {
     pub window: Duration,
     /// How long the upstream may take to confirm it before what is cached is served.
     pub deadline: Duration,
+}
+
+/// How long an upstream may take, for all but the revalidation of a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To accept a connection.
+    pub connect: Duration,
+    /// From the request to the head of its answer.
+    pub headers: Duration,
+    /// Between two pieces of a body.
+    pub idle: Duration,
 }
 
 /// How the storage is probed.

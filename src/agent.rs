@@ -1,0 +1,264 @@
+//! `registry-agent run`, put together: listen, serve, reload, drain.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::{self, AdminAddress, Loaded, Settings, Sources, Storage};
+use crate::health::{self, Health, HealthWatch};
+use crate::log::LevelHandle;
+use crate::metrics::Metrics;
+use crate::mirror::Mirror;
+use crate::registry::Registry;
+use crate::registry::server::{self, Listener};
+use crate::store::{Store, StoreError};
+use crate::{admin, status};
+
+/// How often the status line is brought up to date, where systemd shows it.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A port or socket can't be had.
+    #[error("can't listen on {address} (`{key}`): {source}")]
+    Listen {
+        /// The key in the configuration.
+        key: &'static str,
+        /// The address.
+        address: String,
+        /// What came back.
+        source: io::Error,
+    },
+    /// The storage can't be used.
+    #[error("can't use the storage (`storage.filesystem.root`): {0}")]
+    Store(#[from] StoreError),
+    /// The process can't be set up.
+    #[error("can't handle signals: {0}")]
+    Signals(#[from] io::Error),
+}
+
+/// What the parts of a running agent share.
+pub struct Shared {
+    settings: RwLock<Arc<Settings>>,
+    /// The mirror.
+    pub mirror: Mirror,
+    /// How the agent is.
+    pub health: HealthWatch,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// When it started.
+    pub started: Instant,
+}
+
+impl Shared {
+    /// The settings as they are now.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, and the drain after it.
+pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result<(), AgentError> {
+    let settings = Arc::new(loaded.settings);
+    // Before anything is opened, so that no signal finds us without a handler.
+    let mut signals = Signals::new()?;
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener = listener.map_err(|e| listen_error("listen", settings.listen.to_string(), e))?;
+    let Storage::Filesystem { root } = &settings.storage;
+    let store = Store::open(root)?;
+    let metrics = Arc::new(Metrics::default());
+    let mirror = Mirror::new(&settings, store.clone(), Arc::clone(&metrics));
+    let (health_sender, health) = watch::channel(Health::starting());
+    let shared = Arc::new(Shared {
+        settings: RwLock::new(Arc::clone(&settings)),
+        mirror: mirror.clone(),
+        health: health.clone(),
+        metrics: Arc::clone(&metrics),
+        started: Instant::now(),
+    });
+    // After the store's lock: of two agents on one root, the second must not take this socket.
+    let admin = admin::listen(&settings.admin).await;
+    let admin = admin.map_err(|e| listen_error("admin", settings.admin.to_string(), e))?;
+
+    let (stop_sender, stop) = watch::channel(false);
+    let (stop_admin_sender, stop_admin) = watch::channel(false);
+    let drain = {
+        let shared = Arc::clone(&shared);
+        move || shared.settings().drain
+    };
+    let registry = Registry::new(mirror, health.clone(), Arc::clone(&metrics));
+    let serving = tokio::spawn(server::serve(
+        Listener::Tcp(listener),
+        {
+            let shared = Arc::clone(&shared);
+            move |request| {
+                let (registry, settings) = (registry.clone(), shared.settings());
+                async move { registry.answer(request, &settings).await }
+            }
+        },
+        Arc::clone(&metrics),
+        stop,
+        drain,
+    ));
+    let admin_serving = tokio::spawn(server::serve(
+        admin,
+        {
+            let shared = Arc::clone(&shared);
+            move |request| admin::answer(request, Arc::clone(&shared))
+        },
+        Arc::new(Metrics::default()),
+        stop_admin,
+        || Duration::from_secs(1),
+    ));
+    let probing = tokio::spawn(health::watch(
+        store,
+        {
+            let shared = Arc::clone(&shared);
+            move || shared.settings().health
+        },
+        health_sender,
+        metrics,
+    ));
+    let telling = tokio::spawn(tell_systemd(Arc::clone(&shared)));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        role = settings.role.as_str(),
+        listen = %settings.listen,
+        admin = %settings.admin,
+        storage = %root.display(),
+        "started"
+    );
+
+    signals.reload_until_stopped(&shared, &sources, &level).await;
+
+    let deadline = shared.settings().drain;
+    tracing::info!(deadline = %humantime::format_duration(deadline), "stopping: running answers may end");
+    telling.abort();
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping: running answers may end")]);
+    stop_sender.send_replace(true);
+    tokio::select! {
+        drained = serving => match drained {
+            Ok(true) => tracing::info!("stopped"),
+            _ => tracing::warn!("stopped: some answers did not end in time and were broken off"),
+        },
+        () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
+    }
+    probing.abort();
+    stop_admin_sender.send_replace(true);
+    // Its answers are short; whether one was cut off does not matter any more.
+    let _ = admin_serving.await;
+    if let AdminAddress::Unix(path) = &settings.admin {
+        // Another start would remove it as well.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn listen_error(key: &'static str, address: String, source: io::Error) -> AgentError {
+    AgentError::Listen { key, address, source }
+}
+
+/// The signals that the agent acts on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Reloads at every SIGHUP until it is time to stop.
+    async fn reload_until_stopped(&mut self, shared: &Shared, sources: &Sources, level: &LevelHandle) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => reload(shared, sources, level),
+            }
+        }
+    }
+}
+
+/// Reads the configuration again. A broken one changes nothing.
+fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
+    let loaded = match config::load(sources) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            tracing::error!(%errors, "the configuration is broken: the one before stays in force");
+            return;
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let (before, mut after) = (shared.settings(), loaded.settings);
+    let fixed = [
+        ("role", before.role != after.role),
+        ("listen", before.listen != after.listen),
+        ("admin", before.admin != after.admin),
+        ("storage", before.storage != after.storage),
+        ("log.format", before.log.format != after.log.format),
+        ("log.fields", before.log.fields != after.log.fields),
+    ];
+    for (key, changed) in fixed {
+        if changed {
+            tracing::warn!(key, "this key has changed, which takes effect at the next start");
+        }
+    }
+    // What is shown must be what is in force.
+    after.role = before.role;
+    after.listen = before.listen;
+    after.admin.clone_from(&before.admin);
+    after.storage.clone_from(&before.storage);
+    level.set(after.log.level);
+    shared.mirror.reload(&after);
+    *shared.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
+    tracing::info!("reloaded");
+}
+
+/// Tells systemd when the agent is ready, and then what it does. Without systemd it does nothing.
+async fn tell_systemd(shared: Arc<Shared>) {
+    let mut health = shared.health.clone();
+    if health.wait_for(|health| health.ready).await.is_ok() {
+        notify(&[NotifyState::Ready]);
+    }
+    let mut told = String::new();
+    loop {
+        let line = {
+            let health = shared.health.borrow().clone();
+            status::line(&shared.settings(), &shared.mirror, &health, &shared.metrics)
+        };
+        if line != told {
+            notify(&[NotifyState::Status(&line)]);
+            told = line;
+        }
+        tokio::time::sleep(STATUS_INTERVAL).await;
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}

@@ -1,0 +1,89 @@
+//! The command line: one file for each verb.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Sources;
+
+mod check;
+mod generate;
+mod run;
+mod status;
+
+/// An image registry on every host: a pull-through mirror that keeps serving when its upstream does
+/// not.
+#[derive(Debug, Parser)]
+#[command(name = "registry-agent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve. Without any configuration: a mirror of docker.io on 127.0.0.1:5000
+    Run(ConfigArguments),
+    /// Check the configuration: every error at once, exit code 2 if there is one
+    Check(ConfigArguments),
+    /// Show what the running agent does
+    Status {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// As JSON, for machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print something made from this binary
+    Generate {
+        #[arg(value_enum)]
+        what: Generated,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Generated {
+    /// The JSON Schema of the configuration file, for editors
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct ConfigArguments {
+    /// The configuration file; `config.d/*.yaml` beside it is merged in, in name order
+    #[arg(long, value_name = "FILE", conflicts_with = "distribution_config")]
+    config: Option<PathBuf>,
+    /// A registry:2 or registry:3 config.yml, which runs as it is, with its `REGISTRY_*` variables
+    #[arg(long, value_name = "FILE")]
+    distribution_config: Option<PathBuf>,
+}
+
+impl ConfigArguments {
+    fn sources(self) -> Sources {
+        Sources::from_process(self.config, self.distribution_config)
+    }
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    match Cli::parse().verb {
+        Verb::Run(config) => run::run(config.sources()),
+        Verb::Check(config) => check::check(&config.sources()),
+        Verb::Status { config, json } => status::status(&config.sources(), json),
+        Verb::Generate { what: Generated::Schema } => generate::schema(),
+    }
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    ExitCode::SUCCESS
+}
+
+/// Says on standard error what went wrong.
+fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "registry-agent: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,96 @@
+//! Whether this agent can do its work: one watched value that the readiness page, the status line
+//! and the load balancer's check all read, so that they can't disagree.
+//!
+//! Only what this host itself lacks makes it unready. An upstream that is down never does: what is
+//! cached is served all the same.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::config::HealthSettings;
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// How the agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it can serve what it has.
+    pub ready: bool,
+    /// What is wrong, or could become so, in sentences for people.
+    pub problems: Vec<String>,
+}
+
+/// The value, for those who look at it or wait for it to change.
+pub type HealthWatch = watch::Receiver<Health>;
+
+/// A probe that takes longer has failed: a disk that hangs is as bad as one that refuses.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Health {
+    /// Before the first probe.
+    pub fn starting() -> Self {
+        Self { ready: false, problems: vec!["starting".to_owned()] }
+    }
+}
+
+/// Probes the store for ever, and publishes what it finds. `settings` is asked anew each time.
+pub async fn watch(
+    store: Store,
+    settings: impl Fn() -> HealthSettings,
+    sender: watch::Sender<Health>,
+    metrics: Arc<Metrics>,
+) {
+    let mut failures = 0;
+    loop {
+        let HealthSettings { interval, threshold } = settings();
+        let problem = probe(&store).await.err();
+        let was_ready = sender.borrow().ready;
+        let health = match problem {
+            None => {
+                failures = 0;
+                Health { ready: true, problems: Vec::new() }
+            }
+            Some(problem) => {
+                failures += 1;
+                // A single failure does not undo what was proved; nothing was before the first.
+                Health { ready: was_ready && failures < threshold, problems: vec![problem] }
+            }
+        };
+        metrics.ready.set(u64::from(health.ready));
+        sender.send_if_modified(|current| {
+            if *current == health {
+                return false;
+            }
+            match (was_ready, health.ready) {
+                (false, true) => tracing::info!("ready"),
+                (true, false) => tracing::error!(problems = ?health.problems, "not ready"),
+                _ if !health.problems.is_empty() => {
+                    tracing::warn!(problems = ?health.problems, "the storage has problems");
+                }
+                _ => tracing::info!("the storage has recovered"),
+            }
+            *current = health;
+            true
+        });
+        tokio::time::sleep(interval).await;
+    }
+}
+
+async fn probe(store: &Store) -> Result<(), String> {
+    match tokio::time::timeout(PROBE_DEADLINE, store.probe()).await {
+        Ok(Ok(())) => Ok(()),
+        // A mirror whose disk is full still serves what it has.
+        Ok(Err(error)) if error.is_full() => {
+            tracing::warn!(%error, "the disk is full: nothing more is cached");
+            Ok(())
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!(
+            "{} did not take a small file within {}",
+            store.root().display(),
+            humantime::format_duration(PROBE_DEADLINE)
+        )),
+    }
+}

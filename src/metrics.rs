@@ -1,0 +1,120 @@
+//! What is counted, and its Prometheus text. `status` and the unit's status line read the same
+//! counters, so that they can't disagree.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Labels of a request that a client made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// `blob`, `manifest`, `tags`, `catalog`, `base`, `root` or `other`.
+    pub route: &'static str,
+    /// The HTTP status of the answer.
+    pub status: u16,
+}
+
+/// Labels of a request that an upstream was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    /// The registry (`docker.io`).
+    pub registry: String,
+    /// The HTTP status of the answer, or `error` where none came.
+    pub outcome: String,
+}
+
+/// Labels of what is counted for each upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RegistryLabels {
+    /// The registry (`docker.io`).
+    pub registry: String,
+}
+
+/// All counters of the agent.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Requests answered, by route and status.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Blob requests that the store answered.
+    pub blob_hits: Counter,
+    /// Blob requests that had to wait for an upstream.
+    pub blob_misses: Counter,
+    /// Manifest requests that the store answered, with or without a revalidation.
+    pub manifest_hits: Counter,
+    /// Manifest requests for which the upstream sent a manifest.
+    pub manifest_misses: Counter,
+    /// Bytes of blobs and manifests sent to clients.
+    pub served_bytes: Counter,
+    /// Bytes of blobs and manifests received from upstreams.
+    pub fetched_bytes: Counter,
+    /// Answers that were older than the freshness window, because the upstream could not confirm.
+    pub stale_served: Counter,
+    /// Requests to upstreams.
+    pub upstream_requests: Family<UpstreamLabels, Counter>,
+    /// Downloads that ended without a blob.
+    pub fill_failures: Counter,
+    /// Downloads that went on after a break.
+    pub fill_resumptions: Counter,
+    /// Downloads under way.
+    pub fills: Gauge,
+    /// Pulls that an upstream says are left in its window.
+    pub rate_limit_remaining: Family<RegistryLabels, Gauge>,
+    /// Connections of clients that are open.
+    pub connections: Gauge,
+    /// 1 while ready, else 0.
+    pub ready: Gauge<u64, AtomicU64>,
+}
+
+impl Metrics {
+    /// The Prometheus text exposition (OpenMetrics 1.0).
+    pub fn encode(&self) -> String {
+        let mut registry = Registry::with_prefix("registry_agent");
+        macro_rules! register {
+            ($($field:ident: $help:literal),+ $(,)?) => {
+                $(registry.register(stringify!($field), $help, self.$field.clone());)+
+            };
+        }
+        register! {
+            requests: "Requests answered",
+            blob_hits: "Blob requests that the store answered",
+            blob_misses: "Blob requests that had to wait for an upstream",
+            manifest_hits: "Manifest requests that the store answered",
+            manifest_misses: "Manifest requests for which the upstream sent a manifest",
+            served_bytes: "Bytes of blobs and manifests sent to clients",
+            fetched_bytes: "Bytes of blobs and manifests received from upstreams",
+            stale_served: "Answers older than the freshness window",
+            upstream_requests: "Requests to upstreams",
+            fill_failures: "Downloads that ended without a blob",
+            fill_resumptions: "Downloads that went on after a break",
+            fills: "Downloads under way",
+            rate_limit_remaining: "Pulls that an upstream says are left in its window",
+            connections: "Connections of clients that are open",
+            ready: "1 while ready",
+        }
+        let mut text = String::new();
+        // Writing to a String can't fail; an empty page is the least wrong answer if it ever does.
+        if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
+            text.clear();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_each_counter_with_its_labels() {
+        let metrics = Metrics::default();
+        metrics.requests.get_or_create(&RequestLabels { route: "blob", status: 200 }).inc_by(3);
+        let text = metrics.encode();
+        assert!(text.contains("registry_agent_requests_total{route=\"blob\",status=\"200\"} 3\n"), "{text}");
+        assert!(text.contains("registry_agent_blob_hits_total 0\n"), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}

@@ -1,0 +1,313 @@
+//! The pull-through mirror: answers from the store, and fills a miss once for everybody.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+mod content;
+mod fill;
+mod flight;
+mod freshness;
+
+pub use content::BlobContent;
+pub use freshness::Served;
+
+use fill::Fills;
+use flight::Flights;
+use freshness::Resolution;
+
+use crate::config::{Freshness, Settings};
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
+use crate::store::layout::Repository;
+use crate::store::{Store, StoreError};
+use crate::upstream::{Upstream, UpstreamError};
+
+/// Something could not be served.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MirrorError {
+    /// The upstream has no such blob, or does not let us see it.
+    #[error("{0}")]
+    BlobUnknown(UpstreamError),
+    /// The upstream has no such manifest, or does not let us see it.
+    #[error("{0}")]
+    ManifestUnknown(UpstreamError),
+    /// The upstream has no such repository, or does not let us see it.
+    #[error("{0}")]
+    NameUnknown(UpstreamError),
+    /// A registry that this mirror was not told about.
+    #[error("{host} is not mirrored here; the registries that are: {mirrored}")]
+    NotMirrored {
+        /// The registry that was asked for.
+        host: String,
+        /// Those that could be.
+        mirrored: String,
+    },
+    /// Nothing is cached, and the upstream can't be asked now.
+    #[error("nothing cached, and {0}")]
+    Unavailable(UpstreamError),
+    /// What the upstream sent is not what the digest says.
+    #[error("{upstream} sent other bytes than {wanted} for {name}")]
+    Mismatch {
+        /// The registry.
+        upstream: RegistryHost,
+        /// The repository.
+        name: Name,
+        /// What was asked for.
+        wanted: Digest,
+    },
+    /// The store failed, and the answer can't be had without it.
+    #[error("{0}")]
+    Store(#[from] Arc<StoreError>),
+    /// The work behind the answer died; its panic is in the log.
+    #[error("the download of {0} was given up")]
+    Abandoned(String),
+}
+
+impl From<StoreError> for MirrorError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// A repository of an upstream, and where its content is in the store.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Who is asked.
+    pub upstream: Arc<Upstream>,
+    /// The name it is asked for.
+    pub name: Name,
+    /// Its place in the store.
+    pub stored: Repository,
+}
+
+/// What can change while the agent runs.
+#[derive(Debug)]
+struct Live {
+    upstreams: Vec<Arc<Upstream>>,
+    freshness: Freshness,
+}
+
+/// The mirror. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Mirror(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    metrics: Arc<Metrics>,
+    live: RwLock<Arc<Live>>,
+    fills: Fills,
+    manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
+    tags: Flights<(Repository, Tag), Resolution>,
+}
+
+impl Mirror {
+    /// A mirror of the upstreams in `settings`, over `store`.
+    pub fn new(settings: &Settings, store: Store, metrics: Arc<Metrics>) -> Self {
+        let live = Live { upstreams: upstreams(settings, &[], &metrics), freshness: settings.freshness };
+        Self(Arc::new(Inner {
+            store,
+            metrics,
+            live: RwLock::new(Arc::new(live)),
+            fills: Fills::default(),
+            manifests: Flights::default(),
+            tags: Flights::default(),
+        }))
+    }
+
+    /// Takes over new settings. An upstream that did not change keeps its tokens and what is known
+    /// of it; what is under way goes on as it began.
+    pub fn reload(&self, settings: &Settings) {
+        let before = self.live();
+        let live = Live {
+            upstreams: upstreams(settings, &before.upstreams, &self.0.metrics),
+            freshness: settings.freshness,
+        };
+        *self.0.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+    }
+
+    fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.0.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The store behind the mirror.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The upstreams, as they are now.
+    pub fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        self.live().upstreams.clone()
+    }
+
+    /// Which upstream has a repository.
+    ///
+    /// `ns` is the registry that containerd and Docker name beside the path; without it, a first
+    /// component that is a mirrored registry's host chooses that registry, and anything else is
+    /// docker.io's, or, where docker.io is not mirrored, the first upstream's.
+    pub fn source(&self, name: &Name, ns: Option<&str>) -> Result<Source, MirrorError> {
+        let live = self.live();
+        let named = |host: &str| {
+            let host: RegistryHost = host.parse().ok()?;
+            live.upstreams.iter().find(|upstream| *upstream.registry() == host).cloned()
+        };
+        let (upstream, name) = match (ns, name.split_first()) {
+            (Some(ns), _) => {
+                let upstream = named(ns).ok_or_else(|| MirrorError::NotMirrored {
+                    host: ns.chars().take(80).collect(),
+                    mirrored: registries(&live.upstreams),
+                })?;
+                (upstream, name.clone())
+            }
+            (None, Some((host, rest))) if named(host).is_some_and(|it| !it.registry().is_docker_hub()) => {
+                (named(host).unwrap_or_else(|| Arc::clone(&live.upstreams[0])), rest)
+            }
+            (None, _) => {
+                let default = named(RegistryHost::DOCKER_HUB)
+                    .unwrap_or_else(|| Arc::clone(&live.upstreams[0]));
+                (default, name.clone())
+            }
+        };
+        // Docker Hub's official images are under `library/`; people leave it out, clients add it.
+        let name = match name.split_first() {
+            None if upstream.registry().is_docker_hub() => {
+                format!("library/{name}").parse().unwrap_or(name)
+            }
+            _ => name,
+        };
+        let stored = Repository::new(upstream.registry(), &name);
+        Ok(Source { upstream, name, stored })
+    }
+
+    /// A blob, from the store or, while it arrives, from its upstream.
+    pub async fn blob(&self, source: &Source, digest: &Digest) -> Result<BlobContent, MirrorError> {
+        if let Some(blob) = self.0.store.blob(digest).await? {
+            if !self.0.store.has_layer(&source.stored, digest).await? {
+                // It is here because of another repository. Whether this one has it too, so that
+                // nobody reads a private blob by knowing its digest, only the upstream can say.
+                self.ask_for_blob(source, digest).await?;
+                self.0.store.link_layer(&source.stored, digest).await?;
+            }
+            self.0.metrics.blob_hits.inc();
+            return Ok(BlobContent::stored(blob));
+        }
+        self.0.metrics.blob_misses.inc();
+        let fill = self.0.fills.join(self, source, digest);
+        if *fill.repository() != source.stored
+            && !self.0.store.has_layer(&source.stored, digest).await?
+        {
+            self.ask_for_blob(source, digest).await?;
+        }
+        BlobContent::filling(fill).await
+    }
+
+    /// The size of a blob in bytes, where it is known, without downloading it.
+    pub async fn blob_size(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Option<u64>, MirrorError> {
+        if let Some(blob) = self.0.store.blob(digest).await?
+            && self.0.store.has_layer(&source.stored, digest).await?
+        {
+            self.0.metrics.blob_hits.inc();
+            return Ok(Some(blob.size));
+        }
+        self.0.metrics.blob_misses.inc();
+        self.ask_for_blob(source, digest).await
+    }
+
+    async fn ask_for_blob(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Option<u64>, MirrorError> {
+        source.upstream.blob_size(&source.name, digest).await.map_err(blob_error)
+    }
+
+    /// A page of a repository's tags: `last` excluded, at most `limit`, and whether there are more.
+    /// The upstream's, or, where it can't be asked, those that are cached; then they are stale.
+    pub async fn tags(
+        &self,
+        source: &Source,
+        limit: Option<usize>,
+        last: Option<&str>,
+    ) -> Result<TagPage, MirrorError> {
+        let error = match source.upstream.tags(&source.name, limit, last).await {
+            Ok(page) => return Ok(TagPage { tags: page.tags, more: page.more, stale: false }),
+            Err(e) if e.is_final() => return Err(MirrorError::NameUnknown(e)),
+            Err(e) => e,
+        };
+        let mut tags: Vec<String> = self
+            .0
+            .store
+            .tags(&source.stored)
+            .await?
+            .into_iter()
+            .map(|tag| tag.to_string())
+            .filter(|tag| last.is_none_or(|last| tag.as_str() > last))
+            .collect();
+        if tags.is_empty() && last.is_none() {
+            return Err(MirrorError::Unavailable(error));
+        }
+        self.0.metrics.stale_served.inc();
+        let more = limit.is_some_and(|limit| tags.len() > limit);
+        tags.truncate(limit.unwrap_or(tags.len()));
+        Ok(TagPage { tags, more, stale: true })
+    }
+}
+
+/// A page of tags.
+#[derive(Debug)]
+pub struct TagPage {
+    /// The tags.
+    pub tags: Vec<String>,
+    /// Whether there are more after them.
+    pub more: bool,
+    /// Whether they come from the cache because the upstream could not be asked.
+    pub stale: bool,
+}
+
+fn blob_error(error: UpstreamError) -> MirrorError {
+    if error.is_final() { MirrorError::BlobUnknown(error) } else { MirrorError::Unavailable(error) }
+}
+
+fn manifest_error(error: UpstreamError) -> MirrorError {
+    if error.is_final() {
+        MirrorError::ManifestUnknown(error)
+    } else {
+        MirrorError::Unavailable(error)
+    }
+}
+
+/// How long ago, and `None` for a time that has not come: the clock was turned back.
+fn age(of: SystemTime) -> Option<Duration> {
+    SystemTime::now().duration_since(of).ok()
+}
+
+fn registries(upstreams: &[Arc<Upstream>]) -> String {
+    let names: Vec<&str> = upstreams.iter().map(|upstream| upstream.registry().as_str()).collect();
+    names.join(", ")
+}
+
+/// The upstreams of `settings`, keeping those of `before` that did not change.
+fn upstreams(
+    settings: &Settings,
+    before: &[Arc<Upstream>],
+    metrics: &Arc<Metrics>,
+) -> Vec<Arc<Upstream>> {
+    let kept = |wanted| {
+        before.iter().find(|upstream| {
+            upstream.settings() == wanted && upstream.timeouts() == settings.timeouts
+        })
+    };
+    settings
+        .upstreams
+        .iter()
+        .map(|wanted| match kept(wanted) {
+            Some(upstream) => Arc::clone(upstream),
+            None => {
+                Arc::new(Upstream::new(wanted.clone(), settings.timeouts, Arc::clone(metrics)))
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,149 @@
+//! One piece of work, many who wait for it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+/// Work under way, by what it is for. `S` is the state that those who wait can watch.
+pub(super) struct Flights<K, S>(Arc<Mutex<HashMap<K, Flight<S>>>>);
+
+impl<K, S> Default for Flights<K, S> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+/// A piece of work under way. Its sender is dropped when the work has ended, also by a panic.
+pub(super) struct Flight<S> {
+    /// When it began.
+    pub(super) started: Instant,
+    /// Its state; `None` before there is one.
+    pub(super) state: watch::Receiver<Option<S>>,
+}
+
+impl<S> Clone for Flight<S> {
+    fn clone(&self) -> Self {
+        Self { started: self.started, state: self.state.clone() }
+    }
+}
+
+impl<S: Clone> Flight<S> {
+    /// The last state of the work, once that has ended; `None` if it ended without one.
+    pub(super) async fn landed(mut self) -> Option<S> {
+        while self.state.changed().await.is_ok() {}
+        self.state.borrow().clone()
+    }
+}
+
+impl<K, S> Flights<K, S>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    S: Send + Sync + 'static,
+{
+    /// Joins the work for `key`, beginning it where it is not under way. It runs as a task of its
+    /// own, so that it ends even when nobody waits for it any longer.
+    pub(super) fn join<F>(&self, key: K, work: impl FnOnce(watch::Sender<Option<S>>) -> F) -> Flight<S>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match flights.entry(key.clone()) {
+            Entry::Occupied(entry) => entry.get().clone(),
+            Entry::Vacant(entry) => {
+                let (sender, state) = watch::channel(None);
+                let flight = Flight { started: Instant::now(), state };
+                entry.insert(flight.clone());
+                let landing = Landing { key, flights: Arc::clone(&self.0) };
+                let work = work(sender);
+                tokio::spawn(async move {
+                    // Dropped after the work, and when that panics.
+                    let _landing = landing;
+                    work.await;
+                });
+                flight
+            }
+        }
+    }
+}
+
+/// Takes a flight off the table when its work has ended, however it ended.
+struct Landing<K: Eq + Hash, S> {
+    key: K,
+    flights: Arc<Mutex<HashMap<K, Flight<S>>>>,
+}
+
+impl<K: Eq + Hash, S> Drop for Landing<K, S> {
+    fn drop(&mut self) {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_wait_for_one_piece_of_work_and_the_next_begins_anew() {
+        let flights: Flights<&str, usize> = Flights::default();
+        let begun = Arc::new(AtomicUsize::new(0));
+        for round in 1..=2 {
+            let (open, gate) = oneshot::channel::<()>();
+            let mut gate = Some(gate);
+            let mut joined = Vec::new();
+            for _ in 0..16 {
+                let begun = Arc::clone(&begun);
+                let gate = &mut gate;
+                joined.push(flights.join("key", |sender| {
+                    let gate = gate.take();
+                    async move {
+                        let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
+                        gate.unwrap().await.unwrap();
+                        sender.send_replace(Some(number));
+                    }
+                }));
+            }
+            open.send(()).unwrap();
+            for flight in joined {
+                assert_eq!(flight.landed().await, Some(round));
+            }
+            // The table is cleared by the task's end, which may be a moment after its last word.
+            while !flights.0.lock().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_nobody_waits() {
+        let flights: Flights<u8, ()> = Flights::default();
+        let (done, finished) = oneshot::channel();
+        drop(flights.join(0, |sender| async move {
+            tokio::task::yield_now().await;
+            sender.send_replace(Some(()));
+            done.send(()).unwrap();
+        }));
+        finished.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_lets_everybody_go_and_the_next_begins_anew() {
+        let flights: Flights<u8, u8> = Flights::default();
+        let flight = flights.join(0, |_sender| async { panic!("on purpose") });
+        assert_eq!(flight.landed().await, None);
+        while !flights.0.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let flight = flights.join(0, |sender| async move {
+            sender.send_replace(Some(1));
+        });
+        assert_eq!(flight.landed().await, Some(1));
+    }
+}

@@ -1,0 +1,221 @@
+//! Manifests, and when a cached tag is still true.
+//!
+//! A tag is served without asking for a short window. Then its upstream is asked by HEAD, which
+//! costs no pull, and whoever waits does so for a short deadline: an upstream that is down, slow or
+//! limiting never keeps what is cached from being served. A digest needs no asking.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::sync::watch;
+
+use super::{Mirror, MirrorError, Source, age, manifest_error};
+use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
+use crate::upstream::UpstreamError;
+
+/// A manifest to serve.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The manifest.
+    pub manifest: Arc<Manifest>,
+    /// How long ago the upstream confirmed that the tag is this manifest; `None` for a digest.
+    pub age: Option<Duration>,
+    /// Why it is served although the upstream did not confirm it.
+    pub stale: Option<String>,
+}
+
+/// How far the revalidation of a tag is.
+#[derive(Clone)]
+pub(super) enum Resolution {
+    /// The upstream has said that the tag is another manifest now, which is being fetched.
+    Changed,
+    /// What the tag is, or why that can't be said.
+    Known(Result<Arc<Manifest>, MirrorError>),
+}
+
+/// What the store has of a tag.
+struct CachedTag {
+    manifest: Arc<Manifest>,
+    /// `None` where its confirmation lies in the future.
+    age: Option<Duration>,
+}
+
+impl Mirror {
+    /// A manifest by tag or digest.
+    pub async fn manifest(
+        &self,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<Served, MirrorError> {
+        match reference {
+            Reference::Digest(digest) => {
+                let manifest = match self.0.store.manifest(&source.stored, digest).await? {
+                    Some(manifest) => {
+                        self.0.metrics.manifest_hits.inc();
+                        Arc::new(manifest)
+                    }
+                    None => self.fetch(source, reference).await?,
+                };
+                Ok(Served { manifest, age: None, stale: None })
+            }
+            Reference::Tag(tag) => self.tag(source, tag).await,
+        }
+    }
+
+    async fn tag(&self, source: &Source, tag: &Tag) -> Result<Served, MirrorError> {
+        let freshness = self.live().freshness;
+        let cached = self.cached_tag(source, tag).await?;
+        if let Some(CachedTag { manifest, age: Some(age) }) = &cached
+            && *age < freshness.window
+        {
+            self.0.metrics.manifest_hits.inc();
+            return Ok(Served { manifest: Arc::clone(manifest), age: Some(*age), stale: None });
+        }
+        let known = cached.as_ref().map(|cached| cached.manifest.digest.clone());
+        let mut flight = self.0.tags.join((source.stored.clone(), tag.clone()), |sender| {
+            let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
+            async move {
+                let resolved = mirror.resolve(&source, &tag, known, &sender).await;
+                sender.send_replace(Some(Resolution::Known(resolved)));
+            }
+        });
+        let Some(cached) = cached else {
+            return match flight.landed().await {
+                Some(Resolution::Known(Ok(manifest))) => {
+                    Ok(Served { manifest, age: Some(Duration::ZERO), stale: None })
+                }
+                Some(Resolution::Known(Err(error))) => Err(error),
+                _ => Err(MirrorError::Abandoned(format!("{}:{tag}", source.stored))),
+            };
+        };
+        // Counted from when the upstream was asked, not from when this request came: however many
+        // wait for a dead upstream, it costs one deadline.
+        let left = freshness.deadline.saturating_sub(flight.started.elapsed());
+        let heard = tokio::time::timeout(left, flight.state.wait_for(Option::is_some)).await;
+        let late = heard.is_err();
+        drop(heard);
+        let stale = if late {
+            let deadline = humantime::format_duration(freshness.deadline);
+            format!("{} did not answer in {deadline}", source.upstream.registry())
+        } else {
+            match flight.landed().await {
+                Some(Resolution::Known(Ok(manifest))) => {
+                    self.0.metrics.manifest_hits.inc();
+                    return Ok(Served { manifest, age: Some(Duration::ZERO), stale: None });
+                }
+                // The upstream is the authority on what is not there, or not for us.
+                Some(Resolution::Known(Err(error @ MirrorError::ManifestUnknown(_)))) => {
+                    return Err(error);
+                }
+                Some(Resolution::Known(Err(error))) => error.to_string(),
+                _ => "its revalidation was given up".to_owned(),
+            }
+        };
+        self.0.metrics.stale_served.inc();
+        self.0.metrics.manifest_hits.inc();
+        tracing::warn!(repository = %source.stored, %tag, reason = stale, "served stale");
+        Ok(Served {
+            manifest: cached.manifest,
+            age: Some(cached.age.unwrap_or_default()),
+            stale: Some(stale),
+        })
+    }
+
+    async fn cached_tag(&self, source: &Source, tag: &Tag) -> Result<Option<CachedTag>, MirrorError> {
+        let Some(link) = self.0.store.tag(&source.stored, tag).await? else { return Ok(None) };
+        let manifest = self.0.store.manifest(&source.stored, &link.digest).await?;
+        Ok(manifest.map(|manifest| CachedTag {
+            manifest: Arc::new(manifest),
+            age: age(link.confirmed),
+        }))
+    }
+
+    /// Asks the upstream what a tag is, and brings the store up to date.
+    async fn resolve(
+        &self,
+        source: &Source,
+        tag: &Tag,
+        known: Option<Digest>,
+        state: &watch::Sender<Option<Resolution>>,
+    ) -> Result<Arc<Manifest>, MirrorError> {
+        let reference = Reference::Tag(tag.clone());
+        // Also where nothing is cached: the manifest may be here under another tag, and HEAD is
+        // free where GET counts against a limit.
+        let digest = match source.upstream.manifest_digest(&source.name, &reference).await {
+            Ok(digest) => digest,
+            // A registry that knows no HEAD says it by GET.
+            Err(UpstreamError::Status { status: StatusCode::METHOD_NOT_ALLOWED, .. }) => None,
+            Err(error) => return Err(manifest_error(error)),
+        };
+        let store = &self.0.store;
+        if let Some(digest) = &digest
+            && let Some(manifest) = store.manifest(&source.stored, digest).await?
+        {
+            let moved = if Some(digest) == known.as_ref() {
+                store.confirm_tag(&source.stored, tag).await
+            } else {
+                store.put_tag(&source.stored, tag, digest).await
+            };
+            if let Err(error) = moved {
+                tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept");
+            }
+            return Ok(Arc::new(manifest));
+        }
+        state.send_replace(Some(Resolution::Changed));
+        self.fetch(source, &reference).await
+    }
+
+    /// Fetches a manifest from the upstream, once for everybody who wants it now, and keeps it.
+    async fn fetch(
+        &self,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<Arc<Manifest>, MirrorError> {
+        let flight = self.0.manifests.join((source.stored.clone(), reference.clone()), |sender| {
+            let (mirror, source, reference) = (self.clone(), source.clone(), reference.clone());
+            async move {
+                let fetched = mirror.download_manifest(&source, &reference).await;
+                sender.send_replace(Some(fetched));
+            }
+        });
+        flight
+            .landed()
+            .await
+            .unwrap_or_else(|| Err(MirrorError::Abandoned(format!("{}:{reference}", source.stored))))
+    }
+
+    async fn download_manifest(
+        &self,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<Arc<Manifest>, MirrorError> {
+        self.0.metrics.manifest_misses.inc();
+        let fetched = source.upstream.manifest(&source.name, reference).await;
+        let fetched = fetched.map_err(manifest_error)?;
+        self.0.metrics.fetched_bytes.inc_by(fetched.bytes.len() as u64);
+        let (wanted, tag) = match reference {
+            Reference::Digest(digest) => (Some(digest.clone()), None),
+            Reference::Tag(tag) => (fetched.digest, Some(tag)),
+        };
+        let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let digest = Digest::of(algorithm, &fetched.bytes);
+        if let Some(wanted) = wanted
+            && wanted != digest
+        {
+            return Err(MirrorError::Mismatch {
+                upstream: source.upstream.registry().clone(),
+                name: source.name.clone(),
+                wanted,
+            });
+        }
+        let manifest = Manifest::parse(fetched.bytes, digest).map_err(|e| {
+            let what = format!("the manifest {reference} of {}", source.name);
+            MirrorError::Unavailable(source.upstream.protocol_error(&what, &e.to_string()))
+        })?;
+        if let Err(error) = self.0.store.put_manifest(&source.stored, &manifest, tag).await {
+            tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept");
+        }
+        Ok(Arc::new(manifest))
+    }
+}

@@ -1,0 +1,184 @@
+//! Blobs: distribution-spec 1.1, end-2, with the ranges of RFC 9110, 14.
+
+use std::ops::RangeInclusive;
+
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+    IF_RANGE, RANGE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+
+use super::{Body, Refusal};
+use crate::mirror::{Mirror, Source};
+use crate::oci::Digest;
+use crate::upstream::CONTENT_DIGEST;
+
+pub(super) async fn answer(
+    mirror: &Mirror,
+    request: &Parts,
+    source: &Source,
+    digest: &Digest,
+) -> Result<Response<Body>, Refusal> {
+    let mut response = Response::new(Body::empty());
+    if request.method == Method::HEAD {
+        let size = mirror.blob_size(source, digest).await?;
+        describe(response.headers_mut(), digest);
+        if let Some(size) = size {
+            response.headers_mut().insert(CONTENT_LENGTH, size.into());
+        }
+        return Ok(response);
+    }
+    let mut content = mirror.blob(source, digest).await?;
+    describe(response.headers_mut(), digest);
+    if matches_etag(&request.headers, digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let headers = response.headers_mut();
+    match wanted(&request.headers, digest, content.size) {
+        Wanted::All => {
+            if let Some(size) = content.size {
+                headers.insert(CONTENT_LENGTH, size.into());
+            }
+            content.ready(0).await?;
+            *response.body_mut() = Body::stream(content.read(0, None));
+        }
+        Wanted::Part { range, size } => {
+            let (start, end) = (*range.start(), *range.end() + 1);
+            headers.insert(CONTENT_LENGTH, (end - start).into());
+            insert(headers, CONTENT_RANGE, format!("bytes {start}-{}/{size}", range.end()));
+            content.ready(start).await?;
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            *response.body_mut() = Body::stream(content.read(start, Some(end)));
+        }
+        Wanted::Nothing { size } => {
+            insert(headers, CONTENT_RANGE, format!("bytes */{size}"));
+            headers.insert(CONTENT_LENGTH, 0.into());
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+        }
+    }
+    Ok(response)
+}
+
+/// The headers that a blob has in every answer. It can never change under its digest.
+fn describe(headers: &mut HeaderMap, digest: &Digest) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));
+    insert(headers, CONTENT_DIGEST, digest.to_string());
+    insert(headers, ETAG, format!("\"{digest}\""));
+}
+
+/// `value` is made of digits, hexadecimal digits and punctuation, always a valid header.
+fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Whether the client has the blob already. Source: RFC 9110, 13.1.2.
+pub(super) fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
+    headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|tag| tag.trim().trim_start_matches("W/"))
+        .any(|tag| tag == "*" || tag.trim_matches('"') == digest.as_str())
+}
+
+/// Which bytes a request is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Part { range: RangeInclusive<u64>, size: u64 },
+    Nothing { size: u64 },
+}
+
+/// Reads `Range`. What can't be read, asks for several ranges, or is about another version, is
+/// answered with the whole: RFC 9110, 14.2, allows to ignore it.
+fn wanted(headers: &HeaderMap, digest: &Digest, size: Option<u64>) -> Wanted {
+    let (Some(range), Some(size)) = (headers.get(RANGE), size) else { return Wanted::All };
+    if let Some(version) = headers.get(IF_RANGE)
+        && version.as_bytes() != format!("\"{digest}\"").as_bytes()
+    {
+        return Wanted::All;
+    }
+    range.to_str().ok().and_then(|range| parse_range(range, size)).unwrap_or(Wanted::All)
+}
+
+fn parse_range(range: &str, size: u64) -> Option<Wanted> {
+    let (unit, range) = range.split_once('=')?;
+    if !unit.trim().eq_ignore_ascii_case("bytes") {
+        return None;
+    }
+    let (first, last) = range.trim().split_once('-')?;
+    let number = |text: &str| -> Option<u64> {
+        // `parse` would take a sign.
+        text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok())?
+    };
+    let (start, end) = match (first, last) {
+        ("", suffix) => match number(suffix)? {
+            0 => return Some(Wanted::Nothing { size }),
+            length => (size.saturating_sub(length), size.checked_sub(1)),
+        },
+        (first, "") => (number(first)?, size.checked_sub(1)),
+        (first, last) => {
+            let (start, end) = (number(first)?, number(last)?);
+            if end < start {
+                return None;
+            }
+            (start, size.checked_sub(1).map(|last| last.min(end)))
+        }
+    };
+    Some(match end {
+        Some(end) if start <= end => Wanted::Part { range: start..=end, size },
+        _ => Wanted::Nothing { size },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_the_rfc_has_them() {
+        let part = |start, end| Some(Wanted::Part { range: start..=end, size: 10 });
+        for (range, expected) in [
+            ("bytes=0-0", part(0, 0)),
+            ("bytes=2-5", part(2, 5)),
+            ("bytes=2-", part(2, 9)),
+            ("bytes=-3", part(7, 9)),
+            ("bytes=-30", part(0, 9)),
+            ("bytes=5-100", part(5, 9)),
+            ("Bytes=5-18446744073709551615", part(5, 9)),
+            ("bytes=10-", Some(Wanted::Nothing { size: 10 })),
+            ("bytes=10-12", Some(Wanted::Nothing { size: 10 })),
+            ("bytes=-0", Some(Wanted::Nothing { size: 10 })),
+            ("bytes=5-2", None),
+            ("bytes=0-1,3-4", None),
+            ("bytes=+1-2", None),
+            ("bytes=-", None),
+            ("bytes=99999999999999999999-", None),
+            ("items=0-1", None),
+            ("bytes", None),
+        ] {
+            assert_eq!(parse_range(range, 10), expected, "{range}");
+        }
+        assert_eq!(parse_range("bytes=0-", 0), Some(Wanted::Nothing { size: 0 }));
+    }
+
+    #[test]
+    fn a_range_of_another_version_gets_the_whole() {
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        assert_ne!(wanted(&headers, &digest, Some(10)), Wanted::All);
+        assert_eq!(wanted(&headers, &digest, None), Wanted::All);
+        headers.insert(IF_RANGE, HeaderValue::from_static("\"other\""));
+        assert_eq!(wanted(&headers, &digest, Some(10)), Wanted::All);
+        headers.insert(IF_RANGE, HeaderValue::try_from(format!("\"{digest}\"")).unwrap());
+        assert_ne!(wanted(&headers, &digest, Some(10)), Wanted::All);
+    }
+}

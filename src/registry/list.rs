@@ -1,0 +1,88 @@
+//! Lists: tags (distribution-spec 1.1, end-8) and the catalog (distribution's own).
+
+use http::header::{LINK, WARNING};
+use http::{HeaderValue, Response};
+use serde::Serialize;
+
+use super::route::Page;
+use super::{Body, Refusal, json_answer};
+use crate::mirror::{Mirror, Source};
+use crate::oci::Name;
+
+/// How many repositories a page of the catalog has when the client does not say, as in distribution.
+const CATALOG_PAGE: usize = 100;
+/// And the most it has when it does.
+const CATALOG_LIMIT: usize = 1000;
+const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
+
+pub(super) async fn tags(
+    mirror: &Mirror,
+    source: &Source,
+    name: &Name,
+    ns: Option<&str>,
+    page: &Page,
+) -> Result<Response<Body>, Refusal> {
+    #[derive(Serialize)]
+    struct Tags<'a> {
+        name: &'a str,
+        tags: &'a [String],
+    }
+    let found = mirror.tags(source, page.limit, page.last.as_deref()).await?;
+    let body = serde_json::to_vec(&Tags { name: name.as_str(), tags: &found.tags });
+    let mut response = json_answer(body.unwrap_or_default().into());
+    if found.more {
+        next_page(&mut response, &format!("/v2/{name}/tags/list"), found.tags.last(), page.limit, ns);
+    }
+    if found.stale {
+        response.headers_mut().insert(WARNING, STALE);
+    }
+    Ok(response)
+}
+
+/// What is cached here; the upstreams are not asked.
+pub(super) async fn catalog(mirror: &Mirror, page: &Page) -> Result<Response<Body>, Refusal> {
+    #[derive(Serialize)]
+    struct Catalog {
+        repositories: Vec<String>,
+    }
+    let limit = page.limit.unwrap_or(CATALOG_PAGE).min(CATALOG_LIMIT);
+    let all = mirror.store().repositories().await.map_err(crate::mirror::MirrorError::from)?;
+    let mut repositories: Vec<String> = all
+        .into_iter()
+        .map(|repository| repository.to_string())
+        .filter(|name| page.last.as_ref().is_none_or(|last| name > last))
+        .take(limit + 1)
+        .collect();
+    let more = repositories.len() > limit;
+    repositories.truncate(limit);
+    let last = repositories.last().cloned();
+    let body = serde_json::to_vec(&Catalog { repositories });
+    let mut response = json_answer(body.unwrap_or_default().into());
+    if more {
+        next_page(&mut response, "/v2/_catalog", last.as_ref(), Some(limit), None);
+    }
+    Ok(response)
+}
+
+/// `Link: </v2/...?last=..&n=..>; rel="next"`, as distribution-spec 1.1 has it for lists.
+fn next_page(
+    response: &mut Response<Body>,
+    path: &str,
+    last: Option<&String>,
+    limit: Option<usize>,
+    ns: Option<&str>,
+) {
+    let Some(last) = last else { return };
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("last", last);
+    if let Some(limit) = limit {
+        query.append_pair("n", &limit.to_string());
+    }
+    if let Some(ns) = ns {
+        query.append_pair("ns", ns);
+    }
+    // Percent-encoded: always a valid header.
+    if let Ok(link) = HeaderValue::try_from(format!("<{path}?{}>; rel=\"next\"", query.finish())) {
+        response.headers_mut().insert(LINK, link);
+    }
+}

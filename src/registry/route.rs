@@ -1,0 +1,212 @@
+//! Paths and queries, parsed: the grammar of distribution-spec 1.1, "Endpoints".
+
+use http::Uri;
+use percent_encoding::percent_decode_str;
+
+use crate::oci::{Digest, DigestError, Name, NameError, Reference};
+
+/// What a request is about.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// `/`
+    Root,
+    /// `/v2/` (end-1)
+    Base,
+    /// `/v2/<name>/blobs/<digest>` (end-2)
+    Blob {
+        name: Name,
+        ns: Option<String>,
+        digest: Digest,
+    },
+    /// `/v2/<name>/manifests/<reference>` (end-3)
+    Manifest {
+        name: Name,
+        ns: Option<String>,
+        reference: Reference,
+    },
+    /// `/v2/<name>/tags/list` (end-8)
+    Tags {
+        name: Name,
+        ns: Option<String>,
+        page: Page,
+    },
+    /// `/v2/_catalog`
+    Catalog { page: Page },
+    /// `/v2/<name>/blobs/uploads/...` (end-4 to end-6, end-11)
+    Upload,
+}
+
+/// Which part of a list is asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    /// At most so many.
+    pub(super) limit: Option<usize>,
+    /// Those after this one.
+    pub(super) last: Option<String>,
+}
+
+/// A path or query that is none of these.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RouteError {
+    #[error("{0}")]
+    Name(NameError),
+    #[error("{0}")]
+    Digest(DigestError),
+    #[error("{0}")]
+    Tag(NameError),
+    #[error("no such path in the registry's API: see the endpoints of the OCI distribution specification")]
+    Nothing,
+    #[error("n={0:?} is not a number of entries: a decimal number")]
+    Page(String),
+}
+
+impl Route {
+    /// The route's name in metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Base => "base",
+            Self::Blob { .. } => "blob",
+            Self::Manifest { .. } => "manifest",
+            Self::Tags { .. } => "tags",
+            Self::Catalog { .. } => "catalog",
+            Self::Upload => "upload",
+        }
+    }
+
+    pub(super) fn parse(uri: &Uri) -> Result<Self, RouteError> {
+        let path = percent_decode_str(uri.path()).decode_utf8().map_err(|_| RouteError::Nothing)?;
+        let rest = match &*path {
+            "/" => return Ok(Self::Root),
+            "/v2" | "/v2/" => return Ok(Self::Base),
+            path => path.strip_prefix("/v2/").ok_or(RouteError::Nothing)?,
+        };
+        let query = Query::parse(uri.query().unwrap_or_default());
+        if rest == "_catalog" {
+            return Ok(Self::Catalog { page: query.page()? });
+        }
+        // Names may hold `blobs`, `manifests` and `tags` themselves: what counts is the end.
+        let mut parts = rest.rsplitn(3, '/');
+        let (last, verb, name) = (parts.next(), parts.next(), parts.next());
+        let (Some(last), Some(verb), Some(name)) = (last, verb, name) else {
+            return Err(RouteError::Nothing);
+        };
+        if rest.contains("/blobs/uploads/") || (verb, last) == ("blobs", "uploads") {
+            return Ok(Self::Upload);
+        }
+        let parse_name = || name.parse::<Name>().map_err(RouteError::Name);
+        match (verb, last) {
+            ("manifests", reference) => Ok(Self::Manifest {
+                name: parse_name()?,
+                ns: query.ns,
+                reference: reference.parse().map_err(|error| match error {
+                    NameError::Digest(error) => RouteError::Digest(error),
+                    error => RouteError::Tag(error),
+                })?,
+            }),
+            ("blobs", digest) => Ok(Self::Blob {
+                name: parse_name()?,
+                ns: query.ns,
+                digest: digest.parse().map_err(RouteError::Digest)?,
+            }),
+            ("tags", "list") => {
+                let page = query.page()?;
+                Ok(Self::Tags { name: parse_name()?, ns: query.ns, page })
+            }
+            _ => Err(RouteError::Nothing),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Query {
+    ns: Option<String>,
+    limit: Option<String>,
+    last: Option<String>,
+}
+
+impl Query {
+    /// Other parameters are ignored, as HTTP has it.
+    fn parse(query: &str) -> Self {
+        let mut parsed = Self::default();
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let field = match &*key {
+                "ns" => &mut parsed.ns,
+                "n" => &mut parsed.limit,
+                "last" => &mut parsed.last,
+                _ => continue,
+            };
+            *field = Some(value.into_owned()).filter(|value| !value.is_empty());
+        }
+        parsed
+    }
+
+    fn page(&self) -> Result<Page, RouteError> {
+        let limit = match &self.limit {
+            None => None,
+            Some(limit) => {
+                let excerpt = || RouteError::Page(limit.chars().take(40).collect());
+                Some(limit.parse().map_err(|_| excerpt())?)
+            }
+        };
+        Ok(Page { limit, last: self.last.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(path: &str) -> Result<Route, RouteError> {
+        Route::parse(&path.parse().unwrap())
+    }
+
+    #[test]
+    fn paths_of_the_spec_are_routes() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let name = |name: &str| name.parse::<Name>().unwrap();
+        for (path, route) in [
+            ("/".to_owned(), Route::Root),
+            ("/v2".to_owned(), Route::Base),
+            ("/v2/".to_owned(), Route::Base),
+            ("/v2/_catalog?n=2&last=a".to_owned(), Route::Catalog { page: Page { limit: Some(2), last: Some("a".to_owned()) } }),
+            (
+                format!("/v2/a/blobs/b/blobs/{digest}?ns=ghcr.io"),
+                Route::Blob { name: name("a/blobs/b"), ns: Some("ghcr.io".to_owned()), digest: digest.parse().unwrap() },
+            ),
+            (
+                format!("/v2/a/manifests/{}", digest.replace(':', "%3A")),
+                Route::Manifest { name: name("a"), ns: None, reference: digest.parse().unwrap() },
+            ),
+            (
+                "/v2/manifests/manifests/manifests".to_owned(),
+                Route::Manifest { name: name("manifests"), ns: None, reference: "manifests".parse().unwrap() },
+            ),
+            ("/v2/a/b/tags/list".to_owned(), Route::Tags { name: name("a/b"), ns: None, page: Page::default() }),
+            ("/v2/a/blobs/uploads/".to_owned(), Route::Upload),
+            ("/v2/a/blobs/uploads/uuid".to_owned(), Route::Upload),
+        ] {
+            assert_eq!(parse(&path).unwrap(), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn other_paths_say_what_is_wrong_with_them() {
+        for (path, fits) in [
+            ("/v1/", (|e| matches!(e, RouteError::Nothing)) as fn(&RouteError) -> bool),
+            ("/v2/a", |e| matches!(e, RouteError::Nothing)),
+            ("/v2/a/tags/other", |e| matches!(e, RouteError::Nothing)),
+            ("/v2/%ff/manifests/a", |e| matches!(e, RouteError::Nothing)),
+            ("/v2/A/manifests/a", |e| matches!(e, RouteError::Name(_))),
+            ("/v2/../../etc/manifests/a", |e| matches!(e, RouteError::Name(_))),
+            ("/v2/a%2f..%2fb/manifests/a", |e| matches!(e, RouteError::Name(_))),
+            ("/v2/a/manifests/-", |e| matches!(e, RouteError::Tag(_))),
+            ("/v2/a/manifests/sha256:1", |e| matches!(e, RouteError::Digest(_))),
+            ("/v2/a/blobs/latest", |e| matches!(e, RouteError::Digest(_))),
+            ("/v2/_catalog?n=-1", |e| matches!(e, RouteError::Page(_))),
+        ] {
+            let error = parse(path).unwrap_err();
+            assert!(fits(&error), "{path}: {error:?}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Where blobs, manifests and tags are kept. The files are the truth: nothing is kept in memory
+//! that can't be read again, and opening a store never scans it.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub mod filesystem;
+pub mod layout;
+
+use filesystem::{Disk, Filesystem, Partial};
+use layout::Repository;
+
+use crate::oci::{Digest, Manifest, Tag};
+
+/// The store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk refused.
+    #[error("can't {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file or folder.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Another process serves this root.
+    #[error(
+        "{0} is in use by another registry-agent: stop that one, or give this one a \
+         `storage.filesystem.root` of its own"
+    )]
+    Locked(PathBuf),
+}
+
+impl StoreError {
+    fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether the disk is full, or this user's share of it.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ))
+    }
+}
+
+/// A blob of the store, open for reading. It stays readable when it is removed meanwhile.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// The bytes.
+    pub file: Arc<File>,
+    /// How many, in bytes.
+    pub size: u64,
+}
+
+/// What a tag points to.
+#[derive(Debug, Clone)]
+pub struct TagLink {
+    /// The manifest.
+    pub digest: Digest,
+    /// When the upstream last said so.
+    pub confirmed: SystemTime,
+}
+
+/// The store, for async callers: a call runs on the blocking pool, and is finished there even when
+/// its caller goes away.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Filesystem>);
+
+impl Store {
+    /// Opens the store at `root`. Blocks.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        Ok(Self(Arc::new(Filesystem::open(root)?)))
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Path {
+        self.0.root()
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Filesystem) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = Arc::clone(&self.0);
+        match tokio::task::spawn_blocking(move || call(&store)).await {
+            Ok(result) => result,
+            Err(e) => match e.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(e) => Err(StoreError::new("use", self.root(), io::Error::other(e))),
+            },
+        }
+    }
+
+    /// Opens a blob, if it is here.
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let digest = digest.clone();
+        self.run(move |store| store.blob(&digest)).await
+    }
+
+    /// Whether a repository is known to have a blob.
+    pub async fn has_layer(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.has_layer(&repository, &digest)).await
+    }
+
+    /// Records that a repository has a blob, whose bytes must be here already.
+    pub async fn link_layer(&self, of: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.link_layer(&repository, &digest)).await
+    }
+
+    /// Reads a manifest of a repository, if it is here.
+    pub async fn manifest(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.manifest(&repository, &digest)).await
+    }
+
+    /// Which manifest a tag is, and when that was last confirmed.
+    pub async fn tag(&self, of: &Repository, tag: &Tag) -> Result<Option<TagLink>, StoreError> {
+        let (repository, tag) = (of.clone(), tag.clone());
+        self.run(move |store| store.tag(&repository, &tag)).await
+    }
+
+    /// Stores a manifest for a repository, and moves `tag` to it.
+    pub async fn put_manifest(
+        &self,
+        of: &Repository,
+        manifest: &Manifest,
+        tag: Option<&Tag>,
+    ) -> Result<(), StoreError> {
+        let (repository, manifest, tag) = (of.clone(), manifest.clone(), tag.cloned());
+        self.run(move |store| store.put_manifest(&repository, &manifest, tag.as_ref())).await
+    }
+
+    /// Moves a tag to a manifest that is stored already, as confirmed now.
+    pub async fn put_tag(
+        &self,
+        of: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        let (repository, tag, digest) = (of.clone(), tag.clone(), digest.clone());
+        self.run(move |store| store.put_tag(&repository, &tag, &digest)).await
+    }
+
+    /// Records that the upstream has confirmed a tag now.
+    pub async fn confirm_tag(&self, of: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        let (repository, tag) = (of.clone(), tag.clone());
+        self.run(move |store| store.confirm_tag(&repository, &tag)).await
+    }
+
+    /// The tags of a repository, sorted.
+    pub async fn tags(&self, of: &Repository) -> Result<Vec<Tag>, StoreError> {
+        let repository = of.clone();
+        self.run(move |store| store.tags(&repository)).await
+    }
+
+    /// The repositories that have manifests, sorted.
+    pub async fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
+        self.run(Filesystem::repositories).await
+    }
+
+    /// Opens the file that a blob is downloaded into.
+    pub async fn open_fill(&self, digest: &Digest) -> Result<Partial, StoreError> {
+        let digest = digest.clone();
+        self.run(move |store| store.open_fill(&digest)).await
+    }
+
+    /// Appends to a download. The partial is lost with an error.
+    pub async fn append(
+        &self,
+        mut partial: Partial,
+        bytes: Vec<bytes::Bytes>,
+    ) -> Result<Partial, StoreError> {
+        self.run(move |_| {
+            for piece in bytes {
+                partial.append(&piece)?;
+            }
+            Ok(partial)
+        })
+        .await
+    }
+
+    /// Makes a download that has been verified a blob of a repository.
+    pub async fn commit_fill(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+        partial: Partial,
+    ) -> Result<(), StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| {
+            store.commit_fill(&digest, &partial)?;
+            store.link_layer(&repository, &digest)
+        })
+        .await
+    }
+
+    /// Removes a download that is not what it should be.
+    pub async fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
+        let digest = digest.clone();
+        self.run(move |store| store.discard_fill(&digest)).await
+    }
+
+    /// Proves that the store can be written and read back.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.run(Filesystem::probe).await
+    }
+
+    /// The disk that holds the store.
+    pub async fn disk(&self) -> Result<Disk, StoreError> {
+        self.run(Filesystem::disk).await
+    }
+}

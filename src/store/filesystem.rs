@@ -1,0 +1,379 @@
+//! The store on a local disk. Every call blocks: [`super::Store`] is the way in.
+//!
+//! A file appears under its final name only when it is whole and on the disk: it is written under a
+//! temporary name, synced, renamed, and its folder synced. A crash at any point leaves what was
+//! there before, and at most a temporary file, which the next start removes.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::layout::{self, Repository};
+use super::{Blob, StoreError, TagLink};
+use crate::oci::{Algorithm, Digest, Hasher, MANIFEST_LIMIT, Manifest, Tag};
+
+/// A root folder in distribution's layout, locked for this process.
+#[derive(Debug)]
+pub struct Filesystem {
+    root: PathBuf,
+    /// Keeps a second agent from working on the same root; the kernel lets go of it when the
+    /// process ends, however it ends.
+    _lock: File,
+}
+
+impl Filesystem {
+    /// Opens `root`, making it where it is missing. Nothing is scanned: it takes the same time for
+    /// an empty store and for a huge one.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let temporary = root.join(layout::TEMPORARY);
+        fs::create_dir_all(&temporary).map_err(|e| StoreError::new("create", &temporary, e))?;
+        let path = root.join(layout::LOCK);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| StoreError::new("open", &path, e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(root.to_owned())),
+            Err(TryLockError::Error(e)) => return Err(StoreError::new("lock", &path, e)),
+        }
+        let store = Self { root: root.to_owned(), _lock: lock };
+        // What a killed process left half-written has no reader and no name that means anything.
+        for entry in store.list(layout::TEMPORARY)? {
+            let path = temporary.join(entry);
+            fs::remove_file(&path).map_err(|e| StoreError::new("remove", &path, e))?;
+        }
+        Ok(store)
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Opens a blob's bytes, if they are here.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let path = self.root.join(layout::blob(digest));
+        let Some(file) = open_if_there(&path)? else { return Ok(None) };
+        let size = file.metadata().map_err(|e| StoreError::new("read", &path, e))?.len();
+        Ok(Some(Blob { file: Arc::new(file), size }))
+    }
+
+    /// Whether a repository is known to have a blob: by its link, or because one of its manifests
+    /// that are stored refers to it.
+    ///
+    /// The manifests matter when the blob was downloaded for another repository: clients that
+    /// share a base layer never ask for it again, so no link was ever made here.
+    pub fn has_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let link = self.root.join(layout::layer_link(repository, digest));
+        if link.try_exists().map_err(|e| StoreError::new("read", &link, e))? {
+            return Ok(true);
+        }
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let folder = layout::revisions(repository, algorithm.as_str());
+            for hex in self.list(&folder)? {
+                let Ok(revision) = format!("{}:{hex}", algorithm.as_str()).parse() else { continue };
+                let manifest = self.manifest(repository, &revision)?;
+                if manifest.is_some_and(|manifest| manifest.blobs.contains(digest)) {
+                    self.link_layer(repository, digest)?;
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Records that a repository has a blob, whose bytes must be here already.
+    pub fn link_layer(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        self.link(&layout::layer_link(repository, digest), digest)
+    }
+
+    /// Reads a manifest of a repository and checks that its bytes are the digest's; bytes that rotted
+    /// on the disk are as good as absent.
+    pub fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, StoreError> {
+        let link = self.root.join(layout::revision_link(repository, digest));
+        if !link.try_exists().map_err(|e| StoreError::new("read", &link, e))? {
+            return Ok(None);
+        }
+        let path = self.root.join(layout::blob(digest));
+        let Some(file) = open_if_there(&path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(MANIFEST_LIMIT).unwrap_or(u64::MAX) + 1;
+        file.take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|e| StoreError::new("read", &path, e))?;
+        if Digest::of(digest.algorithm(), &bytes) != *digest {
+            tracing::warn!(path = %path.display(), "a stored manifest does not match its digest: it is fetched again");
+            return Ok(None);
+        }
+        Ok(Manifest::parse(bytes.into(), digest.clone()).ok())
+    }
+
+    /// Which manifest a tag is, and when that was last confirmed.
+    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagLink>, StoreError> {
+        let path = self.root.join(layout::tag_link(repository, tag));
+        let Some(mut file) = open_if_there(&path)? else { return Ok(None) };
+        let mut text = String::new();
+        let read = (&mut file).take(256).read_to_string(&mut text);
+        let confirmed = file.metadata().and_then(|metadata| metadata.modified());
+        read.map_err(|e| StoreError::new("read", &path, e))?;
+        Ok(Some(TagLink {
+            // A link that can't be read is no link: the tag is asked for again.
+            digest: match text.trim().parse() {
+                Ok(digest) => digest,
+                Err(_) => return Ok(None),
+            },
+            confirmed: confirmed.map_err(|e| StoreError::new("read", &path, e))?,
+        }))
+    }
+
+    /// Stores a manifest for a repository, and moves `tag` to it, in the order in which no reader
+    /// ever sees a link to nothing: bytes, revision, index, and the tag last.
+    pub fn put_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        tag: Option<&Tag>,
+    ) -> Result<(), StoreError> {
+        let digest = &manifest.digest;
+        // Written even where it is there: those bytes may be the rotten ones that brought us here.
+        self.write(&layout::blob(digest), &manifest.bytes)?;
+        self.link(&layout::revision_link(repository, digest), digest)?;
+        match tag {
+            Some(tag) => self.put_tag(repository, tag, digest),
+            None => Ok(()),
+        }
+    }
+
+    /// Moves a tag to a manifest that is stored already, as confirmed now.
+    pub fn put_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        self.link(&layout::tag_index_link(repository, tag, digest), digest)?;
+        self.link(&layout::tag_link(repository, tag), digest)
+    }
+
+    /// Records that the upstream has confirmed a tag now.
+    pub fn confirm_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        let path = self.root.join(layout::tag_link(repository, tag));
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|link| link.set_modified(SystemTime::now()))
+            .map_err(|e| StoreError::new("touch", &path, e))
+    }
+
+    /// The tags of a repository, sorted. A folder without `current/link` is not a tag.
+    pub fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
+        let mut tags = Vec::new();
+        for name in self.list(&layout::tags(repository))? {
+            let Ok(tag) = name.parse::<Tag>() else { continue };
+            if self.tag(repository, &tag)?.is_some() {
+                tags.push(tag);
+            }
+        }
+        tags.sort();
+        Ok(tags)
+    }
+
+    /// The repositories that have manifests, sorted.
+    pub fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
+        let mut found = Vec::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            for entry in self.list(&format!("{}/{folder}", layout::repositories()))? {
+                let path =
+                    if folder.is_empty() { entry.clone() } else { format!("{folder}/{entry}") };
+                if entry == "_manifests" {
+                    found.push(Repository::from_path(folder.clone()));
+                } else if !entry.starts_with('_') {
+                    folders.push(path);
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Opens the file that a blob is downloaded into, with what an earlier download left in it and
+    /// the hash of that.
+    pub fn open_fill(&self, digest: &Digest) -> Result<Partial, StoreError> {
+        let path = self.root.join(layout::fill(digest));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))?;
+        }
+        let error = |e| StoreError::new("read", &path, e);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| StoreError::new("open", &path, e))?;
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut length = 0;
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match file.read_at(&mut buffer, length).map_err(error)? {
+                0 => break,
+                read => {
+                    hasher.update(&buffer[..read]);
+                    length += read as u64;
+                }
+            }
+        }
+        Ok(Partial { file: Arc::new(file), path, length, hasher })
+    }
+
+    /// Makes a download that has been verified a blob of the store.
+    pub fn commit_fill(&self, digest: &Digest, partial: &Partial) -> Result<(), StoreError> {
+        let target = self.root.join(layout::blob(digest));
+        partial.file.sync_all().map_err(|e| StoreError::new("sync", &partial.path, e))?;
+        make_parent(&target)?;
+        fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))?;
+        sync_parent(&target)
+    }
+
+    /// Removes a download that is not what it should be.
+    pub fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.root.join(layout::fill(digest));
+        match fs::remove_file(&path) {
+            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Proves that the store can be written and read back.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let folder = self.root.join(layout::TEMPORARY);
+        let mut file = tempfile::Builder::new()
+            .prefix("probe")
+            .tempfile_in(&folder)
+            .map_err(|e| StoreError::new("write in", &folder, e))?;
+        file.write_all(b"registry-agent")
+            .and_then(|()| file.as_file().sync_data())
+            .and_then(|()| file.close())
+            .map_err(|e| StoreError::new("write in", &folder, e))
+    }
+
+    /// The disk that holds the root: its size and what this user may still write, in bytes.
+    pub fn disk(&self) -> Result<Disk, StoreError> {
+        let statistics = nix::sys::statvfs::statvfs(&self.root)
+            .map_err(|e| StoreError::new("statvfs", &self.root, e.into()))?;
+        let block = statistics.fragment_size();
+        Ok(Disk {
+            size: statistics.blocks() * block,
+            available: statistics.blocks_available() * block,
+        })
+    }
+
+    /// The names in a folder; none where the folder is missing.
+    fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let path = self.root.join(folder);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if absent(&e) => return Ok(Vec::new()),
+            Err(e) => return Err(StoreError::new("list", &path, e)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| StoreError::new("list", &path, e))?;
+            // A name that is not UTF-8 is not of this layout.
+            if let Ok(name) = entry.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn link(&self, path: &str, digest: &Digest) -> Result<(), StoreError> {
+        self.write(path, digest.as_str().as_bytes())
+    }
+
+    /// Writes a whole file, atomically and durably.
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let target = self.root.join(path);
+        let folder = self.root.join(layout::TEMPORARY);
+        let error = |e| StoreError::new("write", &target, e);
+        let mut file = tempfile::Builder::new()
+            // distribution must be able to read what is written here, under its own user.
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(&folder)
+            .map_err(error)?;
+        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(error)?;
+        make_parent(&target)?;
+        file.into_temp_path().persist(&target).map_err(|e| error(e.error))?;
+        sync_parent(&target)
+    }
+}
+
+/// A blob that is being downloaded.
+pub struct Partial {
+    /// Open for reading and writing; readers keep it through the rename.
+    pub file: Arc<File>,
+    /// Where it is until then.
+    pub path: PathBuf,
+    /// Bytes that are there.
+    pub length: u64,
+    /// Has taken those bytes.
+    pub hasher: Hasher,
+}
+
+impl Partial {
+    /// Appends bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file
+            .write_all_at(bytes, self.length)
+            .map_err(|e| StoreError::new("write", &self.path, e))?;
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Sizes of a disk, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk {
+    /// All of it.
+    pub size: u64,
+    /// What can still be written.
+    pub available: u64,
+}
+
+fn make_parent(of: &Path) -> Result<(), StoreError> {
+    let folder = of.parent().unwrap_or(of);
+    fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))
+}
+
+/// Without this a new name may be lost with the power, although the bytes behind it are safe.
+fn sync_parent(of: &Path) -> Result<(), StoreError> {
+    let folder = of.parent().unwrap_or(of);
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|e| StoreError::new("sync", folder, e))
+}
+
+fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if absent(&e) => Ok(None),
+        Err(e) => Err(StoreError::new("open", path, e)),
+    }
+}
+
+/// A path that leads through a file is as absent as one that leads nowhere.
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}

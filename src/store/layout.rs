@@ -1,0 +1,152 @@
+//! The storage layout of CNCF distribution (registry:2, registry:3), and the only place that forms
+//! a path.
+//!
+//! Every path is relative to the storage's root, with `/` between its parts and none in front, so
+//! that it is a path on a filesystem and a key in S3 alike.
+//! Source: distribution, `registry/storage/paths.go`.
+//!
+//! ```text
+//! docker/registry/v2/
+//!   blobs/<alg>/<hh>/<hex>/data                       hh: the first two hex digits
+//!   repositories/<repository>/_layers/<alg>/<hex>/link
+//!   repositories/<repository>/_manifests/revisions/<alg>/<hex>/link
+//!   repositories/<repository>/_manifests/tags/<tag>/current/link
+//!   repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
+//! registry-agent/                                     this agent's own, ignored by distribution
+//!   fills/<alg>/<hex>                                 blobs that are being downloaded
+//!   tmp/                                              files that are being written
+//!   lock                                              held while an agent serves this root
+//! ```
+//!
+//! A `link` holds a bare digest, without a newline.
+
+use std::fmt;
+
+use crate::oci::{Digest, Name, RegistryHost, Tag};
+
+const V2: &str = "docker/registry/v2";
+
+/// Where an agent keeps what is its own.
+pub const OWN: &str = "registry-agent";
+/// Files that are being written, before they are renamed into place.
+pub const TEMPORARY: &str = "registry-agent/tmp";
+/// Held locked by the agent that serves the root.
+pub const LOCK: &str = "registry-agent/lock";
+
+/// A repository as the store knows it: docker.io's under their own names, as a registry:2 proxy
+/// keeps them, those of any other registry under `<host>/<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repository(String);
+
+impl Repository {
+    /// The repository `name` of `registry`.
+    pub fn new(registry: &RegistryHost, name: &Name) -> Self {
+        if registry.is_docker_hub() {
+            Self(name.to_string())
+        } else {
+            Self(format!("{registry}/{name}"))
+        }
+    }
+
+    /// A repository by the path of its folder below [`repositories`].
+    pub fn from_path(path: String) -> Self {
+        Self(path)
+    }
+
+    /// The path below [`repositories`].
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The folder of all repositories.
+pub fn repositories() -> String {
+    format!("{V2}/repositories")
+}
+
+/// A blob's or manifest's bytes.
+pub fn blob(digest: &Digest) -> String {
+    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+    format!("{V2}/blobs/{algorithm}/{}/{hex}/data", &hex[..2])
+}
+
+/// A blob that is being downloaded.
+pub fn fill(digest: &Digest) -> String {
+    format!("{OWN}/fills/{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+/// Says that a repository has a blob: the access check of every blob request.
+pub fn layer_link(repository: &Repository, digest: &Digest) -> String {
+    format!("{V2}/repositories/{repository}/_layers/{}", link(digest))
+}
+
+/// The folder of a repository's manifests of one algorithm.
+pub fn revisions(repository: &Repository, algorithm: &str) -> String {
+    format!("{V2}/repositories/{repository}/_manifests/revisions/{algorithm}")
+}
+
+/// Says that a repository has a manifest.
+pub fn revision_link(repository: &Repository, digest: &Digest) -> String {
+    format!("{V2}/repositories/{repository}/_manifests/revisions/{}", link(digest))
+}
+
+/// The folder of a repository's tags.
+pub fn tags(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}/_manifests/tags")
+}
+
+/// Says which manifest a tag is. Its time of modification is when the upstream last confirmed it.
+pub fn tag_link(repository: &Repository, tag: &Tag) -> String {
+    format!("{}/{tag}/current/link", tags(repository))
+}
+
+/// Says that a tag was a manifest once.
+pub fn tag_index_link(repository: &Repository, tag: &Tag, digest: &Digest) -> String {
+    format!("{}/{tag}/index/{}", tags(repository), link(digest))
+}
+
+fn link(digest: &Digest) -> String {
+    format!("{}/{}/link", digest.algorithm().as_str(), digest.hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_of_distribution() {
+        let hex = format!("ab{}", "0".repeat(62));
+        let digest: Digest = format!("sha256:{hex}").parse().unwrap();
+        let repository =
+            Repository::new(&RegistryHost::docker_hub(), &"library/busybox".parse().unwrap());
+        let tag = "1.36".parse().unwrap();
+        let root = "docker/registry/v2/repositories/library/busybox";
+        for (path, expected) in [
+            (blob(&digest), format!("docker/registry/v2/blobs/sha256/ab/{hex}/data")),
+            (layer_link(&repository, &digest), format!("{root}/_layers/sha256/{hex}/link")),
+            (
+                revision_link(&repository, &digest),
+                format!("{root}/_manifests/revisions/sha256/{hex}/link"),
+            ),
+            (tag_link(&repository, &tag), format!("{root}/_manifests/tags/1.36/current/link")),
+            (
+                tag_index_link(&repository, &tag, &digest),
+                format!("{root}/_manifests/tags/1.36/index/sha256/{hex}/link"),
+            ),
+        ] {
+            assert_eq!(path, expected);
+        }
+    }
+
+    #[test]
+    fn only_docker_hubs_repositories_stand_without_their_registry() {
+        let other = Repository::new(&"ghcr.io".parse().unwrap(), &"owner/app".parse().unwrap());
+        assert_eq!(other.as_str(), "ghcr.io/owner/app");
+    }
+}

@@ -1,0 +1,177 @@
+//! Tokens: distribution's token authentication, as the client of a registry does it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use serde::Deserialize;
+use url::Url;
+
+/// How long a token is good for when its issuer does not say.
+/// Source: distribution, "Token Authentication Specification".
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+/// Tokens that are kept before those that have expired are thrown away.
+const KEPT: usize = 1024;
+
+/// What a token is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    pub(super) realm: Url,
+    pub(super) service: Option<String>,
+    pub(super) scope: String,
+}
+
+impl TokenKey {
+    /// Where the token is had.
+    pub(super) fn url(&self) -> Url {
+        let mut url = self.realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = &self.service {
+                query.append_pair("service", service);
+            }
+            query.append_pair("scope", &self.scope);
+        }
+        url
+    }
+}
+
+/// A token, ready to be sent.
+#[derive(Clone)]
+pub(super) struct Token {
+    /// `Bearer ...`, marked as sensitive.
+    pub(super) header: HeaderValue,
+    expires: Instant,
+}
+
+/// The token server's answer. Both names for the token are in use.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+    #[serde(default)]
+    expires_in: Option<u64>,
+}
+
+impl Token {
+    /// Reads a token server's answer; the error says what is wrong with it, never what is in it.
+    pub(super) fn parse(body: &[u8], asked: Instant) -> Result<Self, &'static str> {
+        // serde's own messages quote what they stumble over.
+        let answer: Answer = serde_json::from_slice(body).map_err(|_| "not a token's JSON")?;
+        let token = answer
+            .token
+            .filter(|token| !token.is_empty())
+            .or(answer.access_token)
+            .ok_or("neither `token` nor `access_token`")?;
+        let mut header = HeaderValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| "a token that is no header")?;
+        header.set_sensitive(true);
+        let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        // A token that ends under way costs a whole round trip more: stop using it a little early.
+        // A lifetime too long for the clock is as good as a day.
+        let usable = lifetime.mul_f32(0.8).min(Duration::from_hours(24));
+        Ok(Self { header, expires: asked + usable })
+    }
+
+    fn is_usable(&self) -> bool {
+        Instant::now() < self.expires
+    }
+}
+
+/// A token's place: whoever holds its lock may ask for the token, all others wait for that.
+pub(super) type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+
+/// The tokens of one upstream.
+#[derive(Default)]
+pub(super) struct Tokens {
+    slots: Mutex<HashMap<TokenKey, Slot>>,
+}
+
+impl Tokens {
+    /// The place of a token.
+    pub(super) fn slot(&self, key: &TokenKey) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= KEPT && !slots.contains_key(key) {
+            slots.retain(|_, slot| match slot.try_lock() {
+                Ok(token) => token.as_ref().is_some_and(Token::is_usable),
+                Err(_) => true,
+            });
+        }
+        Arc::clone(slots.entry(key.clone()).or_default())
+    }
+}
+
+/// The token in a slot, while it can be used.
+pub(super) fn usable(slot: &Option<Token>) -> Option<HeaderValue> {
+    slot.as_ref().filter(|token| token.is_usable()).map(|token| token.header.clone())
+}
+
+/// Whether credentials for `upstream` may be sent to `realm`: only to its own registrable domain,
+/// and never in clear unless the upstream itself is asked in clear. Otherwise whoever can answer in
+/// the upstream's name could have them sent anywhere.
+pub(super) fn may_receive_credentials(realm: &Url, upstream: &Url) -> bool {
+    if realm.scheme() != "https" && realm.scheme() != upstream.scheme() {
+        return false;
+    }
+    match (realm.host(), upstream.host()) {
+        (Some(realm), Some(upstream)) if realm == upstream => true,
+        (Some(url::Host::Domain(realm)), Some(url::Host::Domain(upstream))) => {
+            let domain = |host: &str| psl::domain_str(host).map(str::to_ascii_lowercase);
+            domain(realm).is_some_and(|own| Some(own) == domain(upstream))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_go_to_the_upstreams_own_domain_only() {
+        for (realm, upstream, may) in [
+            ("https://auth.docker.io/token", "https://registry-1.docker.io", true),
+            ("https://ghcr.io/token", "https://ghcr.io", true),
+            ("http://127.0.0.1:1/token", "http://127.0.0.1:2", true),
+            ("http://auth.docker.io/token", "https://registry-1.docker.io", false),
+            ("https://auth.evil.io/token", "https://registry-1.docker.io", false),
+            ("https://docker.io.evil.com/token", "https://registry-1.docker.io", false),
+            ("https://evil.co.uk/token", "https://registry.co.uk", false),
+            ("https://evil.github.io/token", "https://mine.github.io", false),
+            ("http://127.0.0.2/token", "http://127.0.0.1", false),
+            ("ftp://127.0.0.1/token", "http://127.0.0.1", false),
+        ] {
+            let (realm, upstream) = (realm.parse().unwrap(), upstream.parse().unwrap());
+            assert_eq!(may_receive_credentials(&realm, &upstream), may, "{realm} for {upstream}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_a_token_under_either_name() {
+        let asked = Instant::now();
+        for body in [r#"{"token":"t"}"#, r#"{"access_token":"t"}"#, r#"{"token":"","access_token":"t"}"#] {
+            let token = Token::parse(body.as_bytes(), asked);
+            assert_eq!(token.unwrap_or_else(|e| panic!("{body}: {e}")).header, "Bearer t");
+        }
+        for body in ["{}", "[]", "secret", r#"{"token":"a\nb"}"#] {
+            let error = Token::parse(body.as_bytes(), asked).err();
+            assert!(error.is_some_and(|e| !e.contains("secret")), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_used_for_most_of_its_life_and_not_after() {
+        let asked = Instant::now();
+        let body = br#"{"token":"t","expires_in":300}"#;
+        let token = Token::parse(body, asked).ok();
+        assert!(usable(&token).is_some());
+        // Issued so long ago that it has ended.
+        let Some(long_ago) = asked.checked_sub(Duration::from_secs(300)) else { return };
+        assert!(usable(&Token::parse(body, long_ago).ok()).is_none());
+        // The most a server can say does not overflow the clock.
+        assert!(Token::parse(br#"{"token":"t","expires_in":18446744073709551615}"#, asked).is_ok());
+    }
+}
