@@ -108,7 +108,7 @@ fn the_catalog_is_what_is_cached() {
         .start();
     let names = || json!(all_pages(&agent, "/v2/_catalog", "repositories"));
     assert_eq!(names(), json!([[]]));
-    for name in ["library/b", "library/a", "zoo", "library/a/inner"] {
+    for name in ["library/b", "library/a", "zoo/app", "library/a/inner"] {
         hub.push(name, "latest", &image);
         agent.pull(name, "latest", &image);
     }
@@ -133,7 +133,7 @@ fn the_catalog_is_what_is_cached() {
             "/v2/_catalog?n=1&last=registry.test/owner/app",
             json!([all[4..]]),
         ),
-        ("/v2/_catalog?last=zoo", json!([[]])),
+        ("/v2/_catalog?last=zoo/app", json!([[]])),
     ] {
         assert_eq!(
             json!(all_pages(&agent, target, "repositories")),

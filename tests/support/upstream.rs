@@ -338,6 +338,13 @@ impl Upstream {
         exchanges
     }
 
+    /// Those of them that it answered with content.
+    pub fn served(&self, method: &str, part: &str) -> Vec<Exchange> {
+        let mut served = self.asked(method, part);
+        served.retain(|exchange| matches!(exchange.status, 200 | 206));
+        served
+    }
+
     /// How often it was asked that.
     pub fn count(&self, method: &str, part: &str) -> usize {
         self.asked(method, part).len()

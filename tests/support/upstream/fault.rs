@@ -88,13 +88,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// What the rules say of this request; uses each up by one.
-    pub fn of(rules: &mut [Rule], method: &str, path: &str) -> Self {
+    /// What the rules say of this request; uses each up by one. A request that is not admitted gets
+    /// a challenge and no content, so what would happen to its content is left for the next.
+    pub fn of(rules: &mut [Rule], method: &str, path: &str, admitted: bool) -> Self {
         let mut plan = Self::default();
         for rule in rules {
             let on = &rule.on;
             let applies = on.method.is_none_or(|only| only == method) && path.contains(&on.part);
-            if applies && rule.left > 0 {
+            let reached = admitted || matches!(rule.fault, Fault::Status(_) | Fault::HangHeaders);
+            if applies && reached && rule.left > 0 {
                 rule.left -= 1;
                 plan.add(rule.fault.clone());
             }

@@ -135,6 +135,20 @@ impl Content {
         self.tokens.get(token)
     }
 
+    /// Whether the request may see the content it asks for.
+    pub(super) fn admits(&self, request: &Request) -> bool {
+        let name = request.path.strip_prefix("/v2/").and_then(|path| {
+            let end = ["/manifests/", "/blobs/", "/tags/"].map(|kind| path.rfind(kind));
+            Some(&path[..end.into_iter().flatten().max()?])
+        });
+        let granted = |name: &str| {
+            self.grants(request)?
+                .iter()
+                .find(|granted| *granted == name)
+        };
+        self.open || name.is_none_or(|name| granted(name).is_some())
+    }
+
     fn challenge(&self, name: Option<&str>) -> Answer {
         let scope = name.map(|name| format!(r#",scope="repository:{name}:pull""#));
         let (realm, scope) = (&self.realm, scope.unwrap_or_default());
