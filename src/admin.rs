@@ -45,8 +45,13 @@ fn listen_unix(path: &Path) -> io::Result<UnixListener> {
 /// Answers one request; never fails.
 pub async fn answer<B>(request: Request<B>, shared: Arc<Shared>) -> Response<Body> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n".to_owned());
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut response = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "GET and HEAD only\n".to_owned(),
+        );
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     let mut response = match request.uri().path() {
@@ -58,14 +63,19 @@ pub async fn answer<B>(request: Request<B>, shared: Arc<Shared>) -> Response<Bod
                 text(StatusCode::OK, "ready\n".to_owned())
             } else {
                 let problems = health.problems.join("\n");
-                text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{problems}\n"))
+                text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("not ready\n{problems}\n"),
+                )
             }
         }
         "/metrics" => {
             let mut response = text(StatusCode::OK, shared.metrics.encode());
             response.headers_mut().insert(
                 CONTENT_TYPE,
-                HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+                HeaderValue::from_static(
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                ),
             );
             response
         }
@@ -96,7 +106,10 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     headers.insert(CONTENT_LENGTH, body.len().into());
     *response.body_mut() = Body::full(Bytes::from(body));
     response

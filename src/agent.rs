@@ -135,17 +135,23 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         "started"
     );
 
-    signals.reload_until_stopped(&shared, &sources, &level).await;
+    signals
+        .reload_until_stopped(&shared, &sources, &level)
+        .await;
 
     let deadline = shared.settings().drain;
     tracing::info!(deadline = %humantime::format_duration(deadline), "stopping: running answers may end");
     telling.abort();
-    notify(&[NotifyState::Stopping, NotifyState::Status("stopping: running answers may end")]);
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("stopping: running answers may end"),
+    ]);
     stop_sender.send_replace(true);
     tokio::select! {
-        drained = serving => match drained {
-            Ok(true) => tracing::info!("stopped"),
-            _ => tracing::warn!("stopped: some answers did not end in time and were broken off"),
+        drained = serving => if matches!(drained, Ok(true)) {
+            tracing::info!("stopped");
+        } else {
+            tracing::warn!("stopped: some answers did not end in time and were broken off");
         },
         () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
     }
@@ -161,7 +167,11 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
 }
 
 fn listen_error(key: &'static str, address: String, source: io::Error) -> AgentError {
-    AgentError::Listen { key, address, source }
+    AgentError::Listen {
+        key,
+        address,
+        source,
+    }
 }
 
 /// The signals that the agent acts on.
@@ -189,7 +199,12 @@ impl Signals {
     }
 
     /// Reloads at every SIGHUP until it is time to stop.
-    async fn reload_until_stopped(&mut self, shared: &Shared, sources: &Sources, level: &LevelHandle) {
+    async fn reload_until_stopped(
+        &mut self,
+        shared: &Shared,
+        sources: &Sources,
+        level: &LevelHandle,
+    ) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
@@ -223,7 +238,10 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
     ];
     for (key, changed) in fixed {
         if changed {
-            tracing::warn!(key, "this key has changed, which takes effect at the next start");
+            tracing::warn!(
+                key,
+                "this key has changed, which takes effect at the next start"
+            );
         }
     }
     // What is shown must be what is in force.
@@ -233,7 +251,10 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
     after.storage.clone_from(&before.storage);
     level.set(after.log.level);
     shared.mirror.reload(&after);
-    *shared.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
+    *shared
+        .settings
+        .write()
+        .unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
     tracing::info!("reloaded");
 }
 

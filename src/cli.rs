@@ -71,7 +71,9 @@ pub fn main() -> ExitCode {
         Verb::Run(config) => run::run(config.sources()),
         Verb::Check(config) => check::check(&config.sources()),
         Verb::Status { config, json } => status::status(&config.sources(), json),
-        Verb::Generate { what: Generated::Schema } => generate::schema(),
+        Verb::Generate {
+            what: Generated::Schema,
+        } => generate::schema(),
     }
 }
 

@@ -31,7 +31,10 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 impl Health {
     /// Before the first probe.
     pub fn starting() -> Self {
-        Self { ready: false, problems: vec!["starting".to_owned()] }
+        Self {
+            ready: false,
+            problems: vec!["starting".to_owned()],
+        }
     }
 }
 
@@ -44,18 +47,27 @@ pub async fn watch(
 ) {
     let mut failures = 0;
     loop {
-        let HealthSettings { interval, threshold } = settings();
+        let HealthSettings {
+            interval,
+            threshold,
+        } = settings();
         let problem = probe(&store).await.err();
         let was_ready = sender.borrow().ready;
         let health = match problem {
             None => {
                 failures = 0;
-                Health { ready: true, problems: Vec::new() }
+                Health {
+                    ready: true,
+                    problems: Vec::new(),
+                }
             }
             Some(problem) => {
                 failures += 1;
                 // A single failure does not undo what was proved; nothing was before the first.
-                Health { ready: was_ready && failures < threshold, problems: vec![problem] }
+                Health {
+                    ready: was_ready && failures < threshold,
+                    problems: vec![problem],
+                }
             }
         };
         metrics.ready.set(u64::from(health.ready));

@@ -1,6 +1,5 @@
 //! The log: lines for people on a terminal, the journal under systemd, JSON anywhere else.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 
 use tracing::level_filters::LevelFilter;
@@ -55,19 +54,27 @@ pub fn init(settings: &LogSettings) -> Result<LevelHandle, LogError> {
         }
         LogFormat::Text => {
             let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-            let layer = layer.with_ansi(io::stderr().is_terminal()).with_target(false);
+            let layer = layer
+                .with_ansi(io::stderr().is_terminal())
+                .with_target(false);
             if settings.fields.is_empty() {
                 Box::new(layer)
             } else {
                 let format = Format::default().with_target(false).with_ansi(false);
-                Box::new(layer.event_format(WithFields { format, fields: fields() }))
+                Box::new(layer.event_format(WithFields {
+                    format,
+                    fields: fields(),
+                }))
             }
         }
         LogFormat::Json | LogFormat::Auto => {
             let format = Format::default().json().flatten_event(true);
             let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
             let layer = layer.fmt_fields(JsonFields::new());
-            Box::new(layer.event_format(WithFields { format, fields: fields() }))
+            Box::new(layer.event_format(WithFields {
+                format,
+                fields: fields(),
+            }))
         }
     };
     registry.with(layer).try_init()?;
@@ -102,7 +109,8 @@ where
         event: &Event<'_>,
     ) -> std::fmt::Result {
         let mut line = String::new();
-        self.format.format_event(context, Writer::new(&mut line), event)?;
+        self.format
+            .format_event(context, Writer::new(&mut line), event)?;
         writer.write_str(line.trim_end())?;
         for (name, value) in &self.fields {
             write!(writer, " {name}={value}")?;
@@ -122,8 +130,11 @@ where
         event: &Event<'_>,
     ) -> std::fmt::Result {
         let mut line = String::new();
-        self.format.format_event(context, Writer::new(&mut line), event)?;
-        let Some(rest) = line.strip_prefix('{') else { return writer.write_str(&line) };
+        self.format
+            .format_event(context, Writer::new(&mut line), event)?;
+        let Some(rest) = line.strip_prefix('{') else {
+            return writer.write_str(&line);
+        };
         writer.write_char('{')?;
         for (name, value) in &self.fields {
             let name = serde_json::Value::from(name.as_str());

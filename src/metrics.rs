@@ -70,7 +70,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// The Prometheus text exposition (OpenMetrics 1.0).
+    /// The Prometheus text exposition (`OpenMetrics` 1.0).
     pub fn encode(&self) -> String {
         let mut registry = Registry::with_prefix("registry_agent");
         macro_rules! register {
@@ -111,10 +111,22 @@ mod tests {
     #[test]
     fn the_text_has_each_counter_with_its_labels() {
         let metrics = Metrics::default();
-        metrics.requests.get_or_create(&RequestLabels { route: "blob", status: 200 }).inc_by(3);
+        metrics
+            .requests
+            .get_or_create(&RequestLabels {
+                route: "blob",
+                status: 200,
+            })
+            .inc_by(3);
         let text = metrics.encode();
-        assert!(text.contains("registry_agent_requests_total{route=\"blob\",status=\"200\"} 3\n"), "{text}");
-        assert!(text.contains("registry_agent_blob_hits_total 0\n"), "{text}");
+        assert!(
+            text.contains("registry_agent_requests_total{route=\"blob\",status=\"200\"} 3\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("registry_agent_blob_hits_total 0\n"),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

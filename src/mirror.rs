@@ -103,7 +103,10 @@ struct Inner {
 impl Mirror {
     /// A mirror of the upstreams in `settings`, over `store`.
     pub fn new(settings: &Settings, store: Store, metrics: Arc<Metrics>) -> Self {
-        let live = Live { upstreams: upstreams(settings, &[], &metrics), freshness: settings.freshness };
+        let live = Live {
+            upstreams: upstreams(settings, &[], &metrics),
+            freshness: settings.freshness,
+        };
         Self(Arc::new(Inner {
             store,
             metrics,
@@ -148,7 +151,10 @@ impl Mirror {
         let live = self.live();
         let named = |host: &str| {
             let host: RegistryHost = host.parse().ok()?;
-            live.upstreams.iter().find(|upstream| *upstream.registry() == host).cloned()
+            live.upstreams
+                .iter()
+                .find(|upstream| *upstream.registry() == host)
+                .cloned()
         };
         let (upstream, name) = match (ns, name.split_first()) {
             (Some(ns), _) => {
@@ -158,8 +164,13 @@ impl Mirror {
                 })?;
                 (upstream, name.clone())
             }
-            (None, Some((host, rest))) if named(host).is_some_and(|it| !it.registry().is_docker_hub()) => {
-                (named(host).unwrap_or_else(|| Arc::clone(&live.upstreams[0])), rest)
+            (None, Some((host, rest)))
+                if named(host).is_some_and(|it| !it.registry().is_docker_hub()) =>
+            {
+                (
+                    named(host).unwrap_or_else(|| Arc::clone(&live.upstreams[0])),
+                    rest,
+                )
             }
             (None, _) => {
                 let default = named(RegistryHost::DOCKER_HUB)
@@ -175,7 +186,11 @@ impl Mirror {
             _ => name,
         };
         let stored = Repository::new(upstream.registry(), &name);
-        Ok(Source { upstream, name, stored })
+        Ok(Source {
+            upstream,
+            name,
+            stored,
+        })
     }
 
     /// A blob, from the store or, while it arrives, from its upstream.
@@ -221,7 +236,11 @@ impl Mirror {
         source: &Source,
         digest: &Digest,
     ) -> Result<Option<u64>, MirrorError> {
-        source.upstream.blob_size(&source.name, digest).await.map_err(blob_error)
+        source
+            .upstream
+            .blob_size(&source.name, digest)
+            .await
+            .map_err(blob_error)
     }
 
     /// A page of a repository's tags: `last` excluded, at most `limit`, and whether there are more.
@@ -233,7 +252,13 @@ impl Mirror {
         last: Option<&str>,
     ) -> Result<TagPage, MirrorError> {
         let error = match source.upstream.tags(&source.name, limit, last).await {
-            Ok(page) => return Ok(TagPage { tags: page.tags, more: page.more, stale: false }),
+            Ok(page) => {
+                return Ok(TagPage {
+                    tags: page.tags,
+                    more: page.more,
+                    stale: false,
+                });
+            }
             Err(e) if e.is_final() => return Err(MirrorError::NameUnknown(e)),
             Err(e) => e,
         };
@@ -252,7 +277,11 @@ impl Mirror {
         self.0.metrics.stale_served.inc();
         let more = limit.is_some_and(|limit| tags.len() > limit);
         tags.truncate(limit.unwrap_or(tags.len()));
-        Ok(TagPage { tags, more, stale: true })
+        Ok(TagPage {
+            tags,
+            more,
+            stale: true,
+        })
     }
 }
 
@@ -268,7 +297,11 @@ pub struct TagPage {
 }
 
 fn blob_error(error: UpstreamError) -> MirrorError {
-    if error.is_final() { MirrorError::BlobUnknown(error) } else { MirrorError::Unavailable(error) }
+    if error.is_final() {
+        MirrorError::BlobUnknown(error)
+    } else {
+        MirrorError::Unavailable(error)
+    }
 }
 
 fn manifest_error(error: UpstreamError) -> MirrorError {
@@ -285,7 +318,10 @@ fn age(of: SystemTime) -> Option<Duration> {
 }
 
 fn registries(upstreams: &[Arc<Upstream>]) -> String {
-    let names: Vec<&str> = upstreams.iter().map(|upstream| upstream.registry().as_str()).collect();
+    let names: Vec<&str> = upstreams
+        .iter()
+        .map(|upstream| upstream.registry().as_str())
+        .collect();
     names.join(", ")
 }
 
@@ -305,9 +341,11 @@ fn upstreams(
         .iter()
         .map(|wanted| match kept(wanted) {
             Some(upstream) => Arc::clone(upstream),
-            None => {
-                Arc::new(Upstream::new(wanted.clone(), settings.timeouts, Arc::clone(metrics)))
-            }
+            None => Arc::new(Upstream::new(
+                wanted.clone(),
+                settings.timeouts,
+                Arc::clone(metrics),
+            )),
         })
         .collect()
 }

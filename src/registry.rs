@@ -40,7 +40,11 @@ struct Refusal {
 
 impl Refusal {
     fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, status: code.status(), message: message.into() }
+        Self {
+            code,
+            status: code.status(),
+            message: message.into(),
+        }
     }
 }
 
@@ -97,7 +101,11 @@ pub struct Registry {
 impl Registry {
     /// The API over a mirror.
     pub fn new(mirror: Mirror, health: HealthWatch, metrics: Arc<Metrics>) -> Self {
-        Self { mirror, health, metrics }
+        Self {
+            mirror,
+            health,
+            metrics,
+        }
     }
 
     /// Answers one request; never fails.
@@ -120,7 +128,13 @@ impl Registry {
             *response.body_mut() = Body::empty();
         }
         let status = response.status();
-        self.metrics.requests.get_or_create(&RequestLabels { route: kind, status: status.as_u16() }).inc();
+        self.metrics
+            .requests
+            .get_or_create(&RequestLabels {
+                route: kind,
+                status: status.as_u16(),
+            })
+            .inc();
         let access = settings.log.access.then(|| body::Access {
             method: parts.method,
             path: parts.uri.path().to_owned(),
@@ -128,7 +142,9 @@ impl Registry {
             status,
             started,
         });
-        response.map(|body| body.observed(Arc::clone(&self.metrics), access))
+        let content = matches!(kind, "blob" | "manifest") && status.is_success();
+        let served = content.then(|| self.metrics.served_bytes.clone());
+        response.map(|body| body.observed(served, access))
     }
 
     async fn dispatch(
@@ -139,7 +155,10 @@ impl Registry {
         if !matches!(request.method, Method::GET | Method::HEAD) {
             return Err(Refusal::new(
                 ErrorCode::Unsupported,
-                format!("{} is not supported: this is a mirror, from which images are pulled; push to the registry that has them", request.method),
+                format!(
+                    "{} is not supported: this is a mirror, from which images are pulled; push to the registry that has them",
+                    request.method
+                ),
             ));
         }
         match route {
@@ -149,7 +168,11 @@ impl Registry {
                 let source = self.mirror.source(&name, ns.as_deref())?;
                 blob::answer(&self.mirror, request, &source, &digest).await
             }
-            Route::Manifest { name, ns, reference } => {
+            Route::Manifest {
+                name,
+                ns,
+                reference,
+            } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
                 manifest::answer(&self.mirror, request, &source, &reference).await
             }
@@ -178,7 +201,9 @@ impl Registry {
 }
 
 fn agent(headers: &http::HeaderMap) -> String {
-    let agent = headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let agent = headers
+        .get(http::header::USER_AGENT)
+        .and_then(|value| value.to_str().ok());
     agent.unwrap_or("-").chars().take(120).collect()
 }
 
@@ -205,7 +230,9 @@ fn error_answer(refusal: &Refusal) -> Response<Body> {
             response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
         }
         StatusCode::METHOD_NOT_ALLOWED => {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         _ => {}
     }

@@ -1,6 +1,6 @@
 //! What `/status` answers and `registry-agent status` prints.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use indicatif::{DecimalBytes, HumanCount};
@@ -94,7 +94,10 @@ impl Status {
     ) -> Self {
         let disk = mirror.store().disk().await.ok();
         let seconds_ago = |at: SystemTime| {
-            SystemTime::now().duration_since(at).unwrap_or_default().as_secs()
+            SystemTime::now()
+                .duration_since(at)
+                .unwrap_or_default()
+                .as_secs()
         };
         let upstreams = mirror.upstreams().into_iter().map(|upstream| {
             let last = upstream.last_contact();
@@ -145,7 +148,10 @@ impl CacheStatus {
 /// `ready: mirror of docker.io, 1,204 hits 31 misses, 41.00 GB saved, budget 87/100`.
 pub fn line(settings: &Settings, mirror: &Mirror, health: &Health, metrics: &Metrics) -> String {
     let upstreams = mirror.upstreams();
-    let names: Vec<&str> = upstreams.iter().map(|upstream| upstream.registry().as_str()).collect();
+    let names: Vec<&str> = upstreams
+        .iter()
+        .map(|upstream| upstream.registry().as_str())
+        .collect();
     let cache = CacheStatus::now(metrics);
     let mut line = format!(
         "{}: {} of {}, {} hits {} misses, {} saved",
@@ -159,7 +165,9 @@ pub fn line(settings: &Settings, mirror: &Mirror, health: &Health, metrics: &Met
     for upstream in &upstreams {
         if let Some((remaining, limit)) = upstream.last_contact().budget {
             let limit = limit.map(|limit| format!("/{limit}")).unwrap_or_default();
-            line.push_str(&format!(", {} budget {remaining}{limit}", upstream.registry()));
+            let registry = upstream.registry();
+            // Writing to a String can't fail.
+            let _ = write!(line, ", {registry} budget {remaining}{limit}");
         }
     }
     for problem in &health.problems {
@@ -174,7 +182,8 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let uptime = humantime::format_duration(Duration::from_secs(self.uptime_seconds));
         let ready = if self.ready { "yes" } else { "no" };
-        let ago = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+        let ago =
+            |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
         let cache = &self.cache;
         let mut rows = vec![
             ("version", self.version.clone()),
@@ -191,21 +200,31 @@ impl fmt::Display for Status {
             ("saved", DecimalBytes(cache.saved_bytes).to_string()),
             ("storage", self.storage.root.clone()),
         ];
-        if let (Some(size), Some(available)) = (self.storage.size_bytes, self.storage.available_bytes) {
-            rows.push(("disk", format!("{} free of {}", DecimalBytes(available), DecimalBytes(size))));
+        if let (Some(size), Some(available)) =
+            (self.storage.size_bytes, self.storage.available_bytes)
+        {
+            rows.push((
+                "disk",
+                format!("{} free of {}", DecimalBytes(available), DecimalBytes(size)),
+            ));
         }
         for upstream in &self.upstreams {
             let mut text = format!("{} at {}", upstream.registry, upstream.url);
             match upstream.answered_seconds_ago {
-                Some(seconds) => text.push_str(&format!(", answered {} ago", ago(seconds))),
+                Some(seconds) => write!(text, ", answered {} ago", ago(seconds))?,
                 None => text.push_str(", not asked yet"),
             }
             if let Some(remaining) = upstream.budget_remaining {
                 let limit = upstream.budget_limit.map(|limit| format!(" of {limit}"));
-                text.push_str(&format!(", {remaining}{} pulls left", limit.unwrap_or_default()));
+                write!(
+                    text,
+                    ", {remaining}{} pulls left",
+                    limit.unwrap_or_default()
+                )?;
             }
             rows.push(("upstream", text));
-            if let (Some(seconds), Some(failure)) = (upstream.failed_seconds_ago, &upstream.failure) {
+            if let (Some(seconds), Some(failure)) = (upstream.failed_seconds_ago, &upstream.failure)
+            {
                 rows.push(("", format!("last failure {} ago: {failure}", ago(seconds))));
             }
         }

@@ -38,7 +38,11 @@ pub enum StoreError {
 
 impl StoreError {
     fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_owned(), source }
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// Whether the disk is full, or this user's share of it.
@@ -107,13 +111,15 @@ impl Store {
     /// Whether a repository is known to have a blob.
     pub async fn has_layer(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| store.has_layer(&repository, &digest)).await
+        self.run(move |store| store.has_layer(&repository, &digest))
+            .await
     }
 
     /// Records that a repository has a blob, whose bytes must be here already.
     pub async fn link_layer(&self, of: &Repository, digest: &Digest) -> Result<(), StoreError> {
         let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| store.link_layer(&repository, &digest)).await
+        self.run(move |store| store.link_layer(&repository, &digest))
+            .await
     }
 
     /// Reads a manifest of a repository, if it is here.
@@ -123,7 +129,8 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<Manifest>, StoreError> {
         let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| store.manifest(&repository, &digest)).await
+        self.run(move |store| store.manifest(&repository, &digest))
+            .await
     }
 
     /// Which manifest a tag is, and when that was last confirmed.
@@ -140,7 +147,8 @@ impl Store {
         tag: Option<&Tag>,
     ) -> Result<(), StoreError> {
         let (repository, manifest, tag) = (of.clone(), manifest.clone(), tag.cloned());
-        self.run(move |store| store.put_manifest(&repository, &manifest, tag.as_ref())).await
+        self.run(move |store| store.put_manifest(&repository, &manifest, tag.as_ref()))
+            .await
     }
 
     /// Moves a tag to a manifest that is stored already, as confirmed now.
@@ -151,13 +159,15 @@ impl Store {
         digest: &Digest,
     ) -> Result<(), StoreError> {
         let (repository, tag, digest) = (of.clone(), tag.clone(), digest.clone());
-        self.run(move |store| store.put_tag(&repository, &tag, &digest)).await
+        self.run(move |store| store.put_tag(&repository, &tag, &digest))
+            .await
     }
 
     /// Records that the upstream has confirmed a tag now.
     pub async fn confirm_tag(&self, of: &Repository, tag: &Tag) -> Result<(), StoreError> {
         let (repository, tag) = (of.clone(), tag.clone());
-        self.run(move |store| store.confirm_tag(&repository, &tag)).await
+        self.run(move |store| store.confirm_tag(&repository, &tag))
+            .await
     }
 
     /// The tags of a repository, sorted.

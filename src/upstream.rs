@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, RANGE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -149,7 +151,9 @@ impl Upstream {
     ) -> Result<Option<Digest>, UpstreamError> {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("{name}:{reference}");
-        let response = self.get(Method::HEAD, &path, name, &what, accept(MANIFESTS)).await?;
+        let response = self
+            .get(Method::HEAD, &path, name, &what, accept(MANIFESTS))
+            .await?;
         Ok(content_digest(&response))
     }
 
@@ -161,9 +165,14 @@ impl Upstream {
     ) -> Result<FetchedManifest, UpstreamError> {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("the manifest {reference} of {name}");
-        let response = self.get(Method::GET, &path, name, &what, accept(MANIFESTS)).await?;
+        let response = self
+            .get(Method::GET, &path, name, &what, accept(MANIFESTS))
+            .await?;
         let digest = content_digest(&response);
-        Ok(FetchedManifest { bytes: self.collect(response, MANIFEST_LIMIT, &what).await?, digest })
+        Ok(FetchedManifest {
+            bytes: self.collect(response, MANIFEST_LIMIT, &what).await?,
+            digest,
+        })
     }
 
     /// Asks whether a repository has a blob, and for its size in bytes: distribution-spec 1.1, end-2.
@@ -174,7 +183,9 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let path = format!("/v2/{name}/blobs/{digest}");
         let what = format!("the blob {digest} of {name}");
-        let response = self.get(Method::HEAD, &path, name, &what, HeaderMap::new()).await?;
+        let response = self
+            .get(Method::HEAD, &path, name, &what, HeaderMap::new())
+            .await?;
         Ok(content_length(&response))
     }
 
@@ -196,9 +207,10 @@ impl Upstream {
             }
         }
         let response = match self.get(Method::GET, &path, name, &what, headers).await {
-            Err(UpstreamError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. })
-                if offset > 0 =>
-            {
+            Err(UpstreamError::Status {
+                status: StatusCode::RANGE_NOT_SATISFIABLE,
+                ..
+            }) if offset > 0 => {
                 return Ok(None);
             }
             other => other?,
@@ -212,10 +224,18 @@ impl Upstream {
             if start != offset {
                 return Err(self.protocol_error(&what, "206 for another range"));
             }
-            return Ok(Some(FetchedBlob { offset, total, body: response.into_body() }));
+            return Ok(Some(FetchedBlob {
+                offset,
+                total,
+                body: response.into_body(),
+            }));
         }
         let total = content_length(&response);
-        Ok(Some(FetchedBlob { offset: 0, total, body: response.into_body() }))
+        Ok(Some(FetchedBlob {
+            offset: 0,
+            total,
+            body: response.into_body(),
+        }))
     }
 
     /// Asks for a page of tags: distribution-spec 1.1, end-8.
@@ -230,24 +250,19 @@ impl Upstream {
             #[serde(default)]
             tags: Option<Vec<String>>,
         }
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        if let Some(limit) = limit {
-            query.append_pair("n", &limit.to_string());
-        }
-        if let Some(last) = last {
-            query.append_pair("last", last);
-        }
-        let query = query.finish();
-        let separator = if query.is_empty() { "" } else { "?" };
-        let path = format!("/v2/{name}/tags/list{separator}{query}");
+        let path = format!("/v2/{name}/tags/list{}", page_query(limit, last));
         let what = format!("the tags of {name}");
-        let response =
-            self.get(Method::GET, &path, name, &what, accept("application/json")).await?;
+        let response = self
+            .get(Method::GET, &path, name, &what, accept("application/json"))
+            .await?;
         let more = response.headers().contains_key(http::header::LINK);
         let body = self.collect(response, TAGS_LIMIT, &what).await?;
         let page: Page = serde_json::from_slice(&body)
             .map_err(|e| self.protocol_error(&what, &format!("not a list of tags: {e}")))?;
-        Ok(FetchedTags { tags: page.tags.unwrap_or_default(), more })
+        Ok(FetchedTags {
+            tags: page.tags.unwrap_or_default(),
+            more,
+        })
     }
 
     async fn get(
@@ -265,11 +280,19 @@ impl Upstream {
         match response.status() {
             status if status.is_success() => Ok(response),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Err(UpstreamError::Denied { registry, what, status })
+                Err(UpstreamError::Denied {
+                    registry,
+                    what,
+                    status,
+                })
             }
             StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry, what }),
             StatusCode::TOO_MANY_REQUESTS => Err(UpstreamError::Limited { registry, what }),
-            status => Err(UpstreamError::Status { registry, what, status }),
+            status => Err(UpstreamError::Status {
+                registry,
+                what,
+                status,
+            }),
         }
     }
 
@@ -305,16 +328,41 @@ impl Upstream {
     }
 }
 
+/// `?n=..&last=..`, or nothing.
+fn page_query(limit: Option<usize>, last: Option<&str>) -> String {
+    let mut query = url::form_urlencoded::Serializer::new("?".to_owned());
+    if let Some(limit) = limit {
+        query.append_pair("n", &limit.to_string());
+    }
+    if let Some(last) = last {
+        query.append_pair("last", last);
+    }
+    let query = query.finish();
+    if query == "?" { String::new() } else { query }
+}
+
 fn accept(types: &'static str) -> HeaderMap {
     HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(types))])
 }
 
 fn content_digest(response: &Response<Incoming>) -> Option<Digest> {
-    response.headers().get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
+    response
+        .headers()
+        .get(CONTENT_DIGEST)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 fn content_length(response: &Response<Incoming>) -> Option<u64> {
-    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    response
+        .headers()
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// `bytes 5-9/10` -> `(5, Some(10))`; the size may be `*`. Source: RFC 9110, 14.4.

@@ -27,7 +27,10 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
         Ok(loaded) => loaded.settings,
         Err(errors) => return fail(&errors, 2),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
@@ -50,10 +53,23 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
     };
     let status: Status = match serde_json::from_slice(&body) {
         Ok(status) => status,
-        Err(error) => return fail(&format!("{} answered something else: {error}", settings.admin), 1),
+        Err(error) => {
+            return fail(
+                &format!("{} answered something else: {error}", settings.admin),
+                1,
+            );
+        }
     };
-    print(&if json { String::from_utf8_lossy(&body).into_owned() } else { status.to_string() });
-    if status.ready { ExitCode::SUCCESS } else { ExitCode::from(3) }
+    print(&if json {
+        String::from_utf8_lossy(&body).into_owned()
+    } else {
+        status.to_string()
+    });
+    if status.ready {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
+    }
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -68,17 +84,26 @@ async fn ask(admin: &AdminAddress) -> Result<Bytes, Error> {
 /// The configured socket, or the unit's where only that is there.
 fn socket(configured: &Path) -> PathBuf {
     let unit = Path::new(UNIT_SOCKET);
-    if !configured.exists() && unit.exists() { unit.to_owned() } else { configured.to_owned() }
+    if !configured.exists() && unit.exists() {
+        unit.to_owned()
+    } else {
+        configured.to_owned()
+    }
 }
 
 async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Bytes, Error> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request =
-        Request::get("/status").header("host", "registry-agent").body(Empty::<Bytes>::new())?;
+    let request = Request::get("/status")
+        .header("host", "registry-agent")
+        .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     if response.status() != StatusCode::OK {
         return Err(format!("it answered {}", response.status()).into());
     }
-    Ok(Limited::new(response.into_body(), LIMIT).collect().await?.to_bytes())
+    Ok(Limited::new(response.into_body(), LIMIT)
+        .collect()
+        .await?
+        .to_bytes())
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use url::Url;
 
 use crate::oci::RegistryHost;
@@ -38,7 +40,8 @@ pub struct Settings {
 }
 
 /// What the agent does on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// A pull-through cache of other registries.
     Mirror,
@@ -102,7 +105,8 @@ pub struct Credentials {
 }
 
 /// A text that must never be seen: it prints as `***`.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
@@ -166,20 +170,22 @@ pub struct LogSettings {
 }
 
 /// Severity, as in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// `error`
+    /// What failed and was not made up for.
     Error,
-    /// `warn`
+    /// What a person should know of: an upstream that is down, a probe that failed.
     Warn,
-    /// `info`
+    /// What the agent does: starts, requests, fills.
     Info,
-    /// `debug`
+    /// How it does it, for finding a fault.
     Debug,
 }
 
 /// The form of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Text on a terminal, journald under systemd, JSON elsewhere.
     Auto,

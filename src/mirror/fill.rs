@@ -65,7 +65,12 @@ impl Fills {
     pub(super) fn join(&self, mirror: &Mirror, source: &Source, digest: &Digest) -> Fill {
         let mut repository = source.stored.clone();
         let flight = self.0.join(digest.clone(), |sender| {
-            let progress = Progress { file: None, readable: 0, total: None, outcome: None };
+            let progress = Progress {
+                file: None,
+                readable: 0,
+                total: None,
+                outcome: None,
+            };
             sender.send_replace(Some((source.stored.clone(), progress)));
             let (mirror, source, digest) = (mirror.clone(), source.clone(), digest.clone());
             async move { run(mirror, source, digest, sender).await }
@@ -73,7 +78,11 @@ impl Fills {
         if let Some((initiator, _)) = &*flight.state.borrow() {
             repository.clone_from(initiator);
         }
-        Fill { digest: digest.clone(), repository, flight }
+        Fill {
+            digest: digest.clone(),
+            repository,
+            flight,
+        }
     }
 }
 
@@ -83,18 +92,18 @@ impl Fill {
         &self.repository
     }
 
-    /// How far it is.
-    pub(super) fn progress(&self) -> Option<Progress> {
-        self.flight.state.borrow().as_ref().map(|(_, progress)| progress.clone())
-    }
-
     /// Waits until it is as far as `enough` says, or has ended.
-    pub(super) async fn wait(&mut self, enough: impl Fn(&Progress) -> bool) -> Result<Progress, MirrorError> {
+    pub(super) async fn wait(
+        &mut self,
+        enough: impl Fn(&Progress) -> bool,
+    ) -> Result<Progress, MirrorError> {
         let reached = self
             .flight
             .state
             .wait_for(|state| {
-                state.as_ref().is_some_and(|(_, progress)| progress.outcome.is_some() || enough(progress))
+                state
+                    .as_ref()
+                    .is_some_and(|(_, progress)| progress.outcome.is_some() || enough(progress))
             })
             .await
             .ok()
@@ -112,7 +121,12 @@ async fn run(
 ) {
     let metrics = &mirror.0.metrics;
     metrics.fills.inc();
-    let download = Download { mirror: &mirror, source: &source, digest: &digest, sender: &sender };
+    let download = Download {
+        mirror: &mirror,
+        source: &source,
+        digest: &digest,
+        sender: &sender,
+    };
     if let Err(error) = download.run().await {
         if !matches!(error, MirrorError::BlobUnknown(_)) {
             metrics.fill_failures.inc();
@@ -133,7 +147,7 @@ struct Download<'a> {
 /// Why a download stopped, and what can still be made of it.
 enum Break {
     /// The upstream failed; what has arrived is good.
-    Upstream(Partial, UpstreamError),
+    Upstream(Box<Partial>, UpstreamError),
     /// It can't go on at all.
     End(MirrorError),
 }
@@ -197,7 +211,10 @@ impl Download<'_> {
             progress.total = Some(size);
             progress.outcome = Some(Ok(()));
         });
-        if let Err(error) = store.commit_fill(&self.source.stored, self.digest, partial).await {
+        if let Err(error) = store
+            .commit_fill(&self.source.stored, self.digest, partial)
+            .await
+        {
             // Everybody has their bytes; what is lost is the cache's copy, which the next request
             // makes again.
             tracing::error!(digest = %self.digest, %error, "a blob could not be kept");
@@ -224,9 +241,13 @@ impl Download<'_> {
             (partial, error) = match self.attempt(partial).await {
                 Ok(partial) => return Ok(partial),
                 Err(Break::End(error)) => return Err(error),
-                Err(Break::Upstream(partial, error)) => (partial, error),
+                Err(Break::Upstream(partial, error)) => (*partial, error),
             };
-            breaks = if partial.length > before { 1 } else { breaks + 1 };
+            breaks = if partial.length > before {
+                1
+            } else {
+                breaks + 1
+            };
             let retry = match &error {
                 UpstreamError::Transport { .. } => true,
                 // An upstream that limits, fails or hangs does not get better by asking again at
@@ -259,7 +280,10 @@ impl Download<'_> {
 
     /// Whether bytes of this download may have been sent to somebody.
     fn has_readers_in_the_middle(&self) -> bool {
-        self.sender.borrow().as_ref().is_some_and(|(_, progress)| progress.readable > 0)
+        self.sender
+            .borrow()
+            .as_ref()
+            .is_some_and(|(_, progress)| progress.readable > 0)
     }
 
     /// One request, and its body to the end or to where it breaks.
@@ -269,12 +293,17 @@ impl Download<'_> {
             Ok(Some(fetched)) => fetched,
             // Nothing is missing: it was killed between its last byte and its name.
             Ok(None) => return Ok(partial),
-            Err(error) => return Err(Break::Upstream(partial, error)),
+            Err(error) => return Err(Break::Upstream(Box::new(partial), error)),
         };
-        let FetchedBlob { offset, total, mut body } = fetched;
+        let FetchedBlob {
+            offset,
+            total,
+            mut body,
+        } = fetched;
         let what = format!("the blob {}", self.digest);
         if let Some(total) = total {
-            self.check_total(total, partial.length)?;
+            self.check_total(total, partial.length)
+                .map_err(Break::End)?;
         }
         self.publish(|progress| {
             progress.total = total.or(progress.total);
@@ -302,20 +331,24 @@ impl Download<'_> {
                 None => {}
                 Some(Ok(())) if total.is_some_and(|total| partial.length < total) => {
                     let error = upstream.transport(&what, "it ended early".to_owned());
-                    return Err(Break::Upstream(partial, error));
+                    return Err(Break::Upstream(Box::new(partial), error));
                 }
                 Some(Ok(())) => return Ok(partial),
-                Some(Err(error)) => return Err(Break::Upstream(partial, error)),
+                Some(Err(error)) => return Err(Break::Upstream(Box::new(partial), error)),
             }
         }
     }
 
     /// An upstream that changes its mind about a blob's size, or has less than it has sent, is
     /// wrong about one of them.
-    fn check_total(&self, total: u64, have: u64) -> Result<(), Break> {
-        let known = self.sender.borrow().as_ref().and_then(|(_, progress)| progress.total);
+    fn check_total(&self, total: u64, have: u64) -> Result<(), MirrorError> {
+        let known = self
+            .sender
+            .borrow()
+            .as_ref()
+            .and_then(|(_, progress)| progress.total);
         if have > total || known.is_some_and(|known| known != total) {
-            return Err(Break::End(self.mismatch()));
+            return Err(self.mismatch());
         }
         Ok(())
     }

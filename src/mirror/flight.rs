@@ -27,7 +27,10 @@ pub(super) struct Flight<S> {
 
 impl<S> Clone for Flight<S> {
     fn clone(&self) -> Self {
-        Self { started: self.started, state: self.state.clone() }
+        Self {
+            started: self.started,
+            state: self.state.clone(),
+        }
     }
 }
 
@@ -46,7 +49,11 @@ where
 {
     /// Joins the work for `key`, beginning it where it is not under way. It runs as a task of its
     /// own, so that it ends even when nobody waits for it any longer.
-    pub(super) fn join<F>(&self, key: K, work: impl FnOnce(watch::Sender<Option<S>>) -> F) -> Flight<S>
+    pub(super) fn join<F>(
+        &self,
+        key: K,
+        work: impl FnOnce(watch::Sender<Option<S>>) -> F,
+    ) -> Flight<S>
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -55,9 +62,15 @@ where
             Entry::Occupied(entry) => entry.get().clone(),
             Entry::Vacant(entry) => {
                 let (sender, state) = watch::channel(None);
-                let flight = Flight { started: Instant::now(), state };
+                let flight = Flight {
+                    started: Instant::now(),
+                    state,
+                };
                 entry.insert(flight.clone());
-                let landing = Landing { key, flights: Arc::clone(&self.0) };
+                let landing = Landing {
+                    key,
+                    flights: Arc::clone(&self.0),
+                };
                 let work = work(sender);
                 tokio::spawn(async move {
                     // Dropped after the work, and when that panics.
@@ -78,7 +91,10 @@ struct Landing<K: Eq + Hash, S> {
 
 impl<K: Eq + Hash, S> Drop for Landing<K, S> {
     fn drop(&mut self) {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.flights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
     }
 }
 

@@ -57,7 +57,11 @@ impl Mirror {
                     }
                     None => self.fetch(source, reference).await?,
                 };
-                Ok(Served { manifest, age: None, stale: None })
+                Ok(Served {
+                    manifest,
+                    age: None,
+                    stale: None,
+                })
             }
             Reference::Tag(tag) => self.tag(source, tag).await,
         }
@@ -66,25 +70,37 @@ impl Mirror {
     async fn tag(&self, source: &Source, tag: &Tag) -> Result<Served, MirrorError> {
         let freshness = self.live().freshness;
         let cached = self.cached_tag(source, tag).await?;
-        if let Some(CachedTag { manifest, age: Some(age) }) = &cached
+        if let Some(CachedTag {
+            manifest,
+            age: Some(age),
+        }) = &cached
             && *age < freshness.window
         {
             self.0.metrics.manifest_hits.inc();
-            return Ok(Served { manifest: Arc::clone(manifest), age: Some(*age), stale: None });
+            return Ok(Served {
+                manifest: Arc::clone(manifest),
+                age: Some(*age),
+                stale: None,
+            });
         }
         let known = cached.as_ref().map(|cached| cached.manifest.digest.clone());
-        let mut flight = self.0.tags.join((source.stored.clone(), tag.clone()), |sender| {
-            let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
-            async move {
-                let resolved = mirror.resolve(&source, &tag, known, &sender).await;
-                sender.send_replace(Some(Resolution::Known(resolved)));
-            }
-        });
+        let mut flight = self
+            .0
+            .tags
+            .join((source.stored.clone(), tag.clone()), |sender| {
+                let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
+                async move {
+                    let resolved = mirror.resolve(&source, &tag, known, &sender).await;
+                    sender.send_replace(Some(Resolution::Known(resolved)));
+                }
+            });
         let Some(cached) = cached else {
             return match flight.landed().await {
-                Some(Resolution::Known(Ok(manifest))) => {
-                    Ok(Served { manifest, age: Some(Duration::ZERO), stale: None })
-                }
+                Some(Resolution::Known(Ok(manifest))) => Ok(Served {
+                    manifest,
+                    age: Some(Duration::ZERO),
+                    stale: None,
+                }),
                 Some(Resolution::Known(Err(error))) => Err(error),
                 _ => Err(MirrorError::Abandoned(format!("{}:{tag}", source.stored))),
             };
@@ -92,17 +108,24 @@ impl Mirror {
         // Counted from when the upstream was asked, not from when this request came: however many
         // wait for a dead upstream, it costs one deadline.
         let left = freshness.deadline.saturating_sub(flight.started.elapsed());
-        let heard = tokio::time::timeout(left, flight.state.wait_for(Option::is_some)).await;
-        let late = heard.is_err();
-        drop(heard);
+        let late = tokio::time::timeout(left, flight.state.wait_for(Option::is_some))
+            .await
+            .is_err();
         let stale = if late {
             let deadline = humantime::format_duration(freshness.deadline);
-            format!("{} did not answer in {deadline}", source.upstream.registry())
+            format!(
+                "{} did not answer in {deadline}",
+                source.upstream.registry()
+            )
         } else {
             match flight.landed().await {
                 Some(Resolution::Known(Ok(manifest))) => {
                     self.0.metrics.manifest_hits.inc();
-                    return Ok(Served { manifest, age: Some(Duration::ZERO), stale: None });
+                    return Ok(Served {
+                        manifest,
+                        age: Some(Duration::ZERO),
+                        stale: None,
+                    });
                 }
                 // The upstream is the authority on what is not there, or not for us.
                 Some(Resolution::Known(Err(error @ MirrorError::ManifestUnknown(_)))) => {
@@ -122,8 +145,14 @@ impl Mirror {
         })
     }
 
-    async fn cached_tag(&self, source: &Source, tag: &Tag) -> Result<Option<CachedTag>, MirrorError> {
-        let Some(link) = self.0.store.tag(&source.stored, tag).await? else { return Ok(None) };
+    async fn cached_tag(
+        &self,
+        source: &Source,
+        tag: &Tag,
+    ) -> Result<Option<CachedTag>, MirrorError> {
+        let Some(link) = self.0.store.tag(&source.stored, tag).await? else {
+            return Ok(None);
+        };
         let manifest = self.0.store.manifest(&source.stored, &link.digest).await?;
         Ok(manifest.map(|manifest| CachedTag {
             manifest: Arc::new(manifest),
@@ -142,10 +171,17 @@ impl Mirror {
         let reference = Reference::Tag(tag.clone());
         // Also where nothing is cached: the manifest may be here under another tag, and HEAD is
         // free where GET counts against a limit.
-        let digest = match source.upstream.manifest_digest(&source.name, &reference).await {
+        let digest = match source
+            .upstream
+            .manifest_digest(&source.name, &reference)
+            .await
+        {
             Ok(digest) => digest,
             // A registry that knows no HEAD says it by GET.
-            Err(UpstreamError::Status { status: StatusCode::METHOD_NOT_ALLOWED, .. }) => None,
+            Err(UpstreamError::Status {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                ..
+            }) => None,
             Err(error) => return Err(manifest_error(error)),
         };
         let store = &self.0.store;
@@ -172,17 +208,22 @@ impl Mirror {
         source: &Source,
         reference: &Reference,
     ) -> Result<Arc<Manifest>, MirrorError> {
-        let flight = self.0.manifests.join((source.stored.clone(), reference.clone()), |sender| {
-            let (mirror, source, reference) = (self.clone(), source.clone(), reference.clone());
-            async move {
-                let fetched = mirror.download_manifest(&source, &reference).await;
-                sender.send_replace(Some(fetched));
-            }
-        });
-        flight
-            .landed()
-            .await
-            .unwrap_or_else(|| Err(MirrorError::Abandoned(format!("{}:{reference}", source.stored))))
+        let flight = self
+            .0
+            .manifests
+            .join((source.stored.clone(), reference.clone()), |sender| {
+                let (mirror, source, reference) = (self.clone(), source.clone(), reference.clone());
+                async move {
+                    let fetched = mirror.download_manifest(&source, &reference).await;
+                    sender.send_replace(Some(fetched));
+                }
+            });
+        flight.landed().await.unwrap_or_else(|| {
+            Err(MirrorError::Abandoned(format!(
+                "{}:{reference}",
+                source.stored
+            )))
+        })
     }
 
     async fn download_manifest(
@@ -193,7 +234,10 @@ impl Mirror {
         self.0.metrics.manifest_misses.inc();
         let fetched = source.upstream.manifest(&source.name, reference).await;
         let fetched = fetched.map_err(manifest_error)?;
-        self.0.metrics.fetched_bytes.inc_by(fetched.bytes.len() as u64);
+        self.0
+            .metrics
+            .fetched_bytes
+            .inc_by(fetched.bytes.len() as u64);
         let (wanted, tag) = match reference {
             Reference::Digest(digest) => (Some(digest.clone()), None),
             Reference::Tag(tag) => (fetched.digest, Some(tag)),
@@ -213,7 +257,12 @@ impl Mirror {
             let what = format!("the manifest {reference} of {}", source.name);
             MirrorError::Unavailable(source.upstream.protocol_error(&what, &e.to_string()))
         })?;
-        if let Err(error) = self.0.store.put_manifest(&source.stored, &manifest, tag).await {
+        if let Err(error) = self
+            .0
+            .store
+            .put_manifest(&source.stored, &manifest, tag)
+            .await
+        {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept");
         }
         Ok(Arc::new(manifest))

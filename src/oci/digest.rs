@@ -80,8 +80,16 @@ impl FromStr for Digest {
             "sha512" => (Algorithm::Sha512, 128),
             _ => return Err(error()),
         };
-        let valid = hex.len() == length && hex.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-        if valid { Ok(Self { algorithm, text: text.into() }) } else { Err(error()) }
+        let valid =
+            hex.len() == length && hex.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        if valid {
+            Ok(Self {
+                algorithm,
+                text: text.into(),
+            })
+        } else {
+            Err(error())
+        }
     }
 }
 
@@ -101,7 +109,10 @@ pub struct Hasher {
 impl Hasher {
     /// A hasher that has seen nothing.
     pub fn new(algorithm: Algorithm) -> Self {
-        Self { algorithm, context: Context::new(algorithm.ring()) }
+        Self {
+            algorithm,
+            context: Context::new(algorithm.ring()),
+        }
     }
 
     /// Takes the next bytes.
@@ -120,7 +131,10 @@ impl Hasher {
             text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
             text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
         }
-        Digest { algorithm: self.algorithm, text: text.into() }
+        Digest {
+            algorithm: self.algorithm,
+            text: text.into(),
+        }
     }
 }
 
@@ -133,13 +147,20 @@ mod tests {
         // FIPS 180-4's example "abc", and the empty input.
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Digest::of(Algorithm::Sha256, b"abc").as_str(), abc);
-        assert!(Digest::of(Algorithm::Sha512, b"").hex().starts_with("cf83e1357eefb8bdf1542850d66d8007"));
+        assert!(
+            Digest::of(Algorithm::Sha512, b"")
+                .hex()
+                .starts_with("cf83e1357eefb8bdf1542850d66d8007")
+        );
     }
 
     #[test]
     fn only_well_formed_digests_parse() {
         let hex = "a".repeat(64);
-        assert_eq!(format!("sha256:{hex}").parse::<Digest>().unwrap().hex(), hex);
+        assert_eq!(
+            format!("sha256:{hex}").parse::<Digest>().unwrap().hex(),
+            hex
+        );
         assert!(format!("sha512:{hex}{hex}").parse::<Digest>().is_ok());
         for bad in [
             String::new(),

@@ -33,7 +33,9 @@ impl ErrorCode {
     pub fn status(self) -> StatusCode {
         match self {
             Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
-            Self::DigestInvalid | Self::ManifestInvalid | Self::NameInvalid => StatusCode::BAD_REQUEST,
+            Self::DigestInvalid | Self::ManifestInvalid | Self::NameInvalid => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Denied => StatusCode::FORBIDDEN,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -56,6 +58,8 @@ struct ErrorEntry<'a> {
 impl<'a> ErrorBody<'a> {
     /// The body for one error; `message` is for people.
     pub fn new(code: ErrorCode, message: &'a str) -> Self {
-        Self { errors: [ErrorEntry { code, message }] }
+        Self {
+            errors: [ErrorEntry { code, message }],
+        }
     }
 }

@@ -18,6 +18,9 @@ pub enum ManifestError {
     /// Not JSON, or not of a manifest's shape.
     #[error("not a manifest: {0}")]
     Malformed(#[from] serde_json::Error),
+    /// JSON, but not an object; a list would pass for one field by field.
+    #[error("not a manifest: not a JSON object")]
+    NotAnObject,
     /// Larger than [`MANIFEST_LIMIT`].
     #[error("a manifest of more than {MANIFEST_LIMIT} bytes")]
     TooLarge,
@@ -77,6 +80,9 @@ impl Manifest {
         if bytes.len() > MANIFEST_LIMIT {
             return Err(ManifestError::TooLarge);
         }
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(ManifestError::NotAnObject);
+        }
         let fields: Fields = serde_json::from_slice(&bytes)?;
         let known = |digest: String| digest.parse::<Digest>().ok();
         let media_type = match (fields.media_type, &fields.manifests, fields.schema_version) {
@@ -120,7 +126,10 @@ mod tests {
     #[test]
     fn the_media_type_is_its_own_or_follows_from_its_fields() {
         for (text, media_type) in [
-            (r#"{"mediaType":"application/x","manifests":[]}"#, "application/x"),
+            (
+                r#"{"mediaType":"application/x","manifests":[]}"#,
+                "application/x",
+            ),
             (r#"{"schemaVersion":2,"manifests":[]}"#, OCI_INDEX),
             (r#"{"schemaVersion":2,"layers":[]}"#, OCI_MANIFEST),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#, DOCKER_SCHEMA_1),

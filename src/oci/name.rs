@@ -57,7 +57,11 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let valid = !text.is_empty() && text.len() <= Self::LIMIT && text.split('/').all(component);
-        if valid { Ok(Self(text.into())) } else { Err(NameError::Name(excerpt(text))) }
+        if valid {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Name(excerpt(text)))
+        }
     }
 }
 
@@ -91,7 +95,11 @@ impl FromStr for Tag {
         let valid = (1..=128).contains(&text.len())
             && word(text.as_bytes()[0])
             && text.bytes().all(|c| word(c) || c == b'.' || c == b'-');
-        if valid { Ok(Self(text.into())) } else { Err(NameError::Tag(excerpt(text))) }
+        if valid {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Tag(excerpt(text)))
+        }
     }
 }
 
@@ -158,7 +166,9 @@ impl FromStr for RegistryHost {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+                && label
+                    .bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || c == b'-')
         };
         let valid = host.len() <= 253
             && host.split('.').all(label)
@@ -209,7 +219,13 @@ mod tests {
 
     #[test]
     fn names_follow_the_grammar_of_the_spec() {
-        for good in ["a", "library/busybox", "a.b_c__d-e---f/0", "ghcr.io/owner/app", &"a".repeat(255)] {
+        for good in [
+            "a",
+            "library/busybox",
+            "a.b_c__d-e---f/0",
+            "ghcr.io/owner/app",
+            &"a".repeat(255),
+        ] {
             assert!(good.parse::<Name>().is_ok(), "{good:?} is a name");
         }
         let long = "a".repeat(256);
@@ -234,17 +250,46 @@ mod tests {
     #[test]
     fn a_reference_with_a_colon_is_a_digest_or_an_error() {
         assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
-        assert!(matches!("sha256:00".parse::<Reference>(), Err(NameError::Digest(_))));
+        assert!(matches!(
+            "sha256:00".parse::<Reference>(),
+            Err(NameError::Digest(_))
+        ));
     }
 
     #[test]
     fn every_name_of_docker_hub_is_one_registry() {
-        for name in ["docker.io", "Docker.IO", "index.docker.io", "registry-1.docker.io"] {
-            assert!(name.parse::<RegistryHost>().is_ok_and(|host| host.is_docker_hub()), "{name}");
+        for name in [
+            "docker.io",
+            "Docker.IO",
+            "index.docker.io",
+            "registry-1.docker.io",
+        ] {
+            assert!(
+                name.parse::<RegistryHost>()
+                    .is_ok_and(|host| host.is_docker_hub()),
+                "{name}"
+            );
         }
-        assert_eq!("LOCALHOST:5000".parse::<RegistryHost>().unwrap().as_str(), "localhost:5000");
-        for bad in ["", "..", "a/b", "a:", "a:0", "a:70000", "a:+80", "-a", "a b", "[::1]:5000"] {
-            assert!(bad.parse::<RegistryHost>().is_err(), "{bad:?} is no registry host");
+        assert_eq!(
+            "LOCALHOST:5000".parse::<RegistryHost>().unwrap().as_str(),
+            "localhost:5000"
+        );
+        for bad in [
+            "",
+            "..",
+            "a/b",
+            "a:",
+            "a:0",
+            "a:70000",
+            "a:+80",
+            "-a",
+            "a b",
+            "[::1]:5000",
+        ] {
+            assert!(
+                bad.parse::<RegistryHost>().is_err(),
+                "{bad:?} is no registry host"
+            );
         }
     }
 }

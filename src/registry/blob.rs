@@ -47,7 +47,11 @@ pub(super) async fn answer(
         Wanted::Part { range, size } => {
             let (start, end) = (*range.start(), *range.end() + 1);
             headers.insert(CONTENT_LENGTH, (end - start).into());
-            insert(headers, CONTENT_RANGE, format!("bytes {start}-{}/{size}", range.end()));
+            insert(
+                headers,
+                CONTENT_RANGE,
+                format!("bytes {start}-{}/{size}", range.end()),
+            );
             content.ready(start).await?;
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             *response.body_mut() = Body::stream(content.read(start, Some(end)));
@@ -63,9 +67,15 @@ pub(super) async fn answer(
 
 /// The headers that a blob has in every answer. It can never change under its digest.
 fn describe(headers: &mut HeaderMap, digest: &Digest) {
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("max-age=31536000, immutable"),
+    );
     insert(headers, CONTENT_DIGEST, digest.to_string());
     insert(headers, ETAG, format!("\"{digest}\""));
 }
@@ -92,20 +102,31 @@ pub(super) fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Wanted {
     All,
-    Part { range: RangeInclusive<u64>, size: u64 },
-    Nothing { size: u64 },
+    Part {
+        range: RangeInclusive<u64>,
+        size: u64,
+    },
+    Nothing {
+        size: u64,
+    },
 }
 
 /// Reads `Range`. What can't be read, asks for several ranges, or is about another version, is
 /// answered with the whole: RFC 9110, 14.2, allows to ignore it.
 fn wanted(headers: &HeaderMap, digest: &Digest, size: Option<u64>) -> Wanted {
-    let (Some(range), Some(size)) = (headers.get(RANGE), size) else { return Wanted::All };
+    let (Some(range), Some(size)) = (headers.get(RANGE), size) else {
+        return Wanted::All;
+    };
     if let Some(version) = headers.get(IF_RANGE)
         && version.as_bytes() != format!("\"{digest}\"").as_bytes()
     {
         return Wanted::All;
     }
-    range.to_str().ok().and_then(|range| parse_range(range, size)).unwrap_or(Wanted::All)
+    range
+        .to_str()
+        .ok()
+        .and_then(|range| parse_range(range, size))
+        .unwrap_or(Wanted::All)
 }
 
 fn parse_range(range: &str, size: u64) -> Option<Wanted> {
@@ -116,7 +137,9 @@ fn parse_range(range: &str, size: u64) -> Option<Wanted> {
     let (first, last) = range.trim().split_once('-')?;
     let number = |text: &str| -> Option<u64> {
         // `parse` would take a sign.
-        text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok())?
+        text.bytes()
+            .all(|c| c.is_ascii_digit())
+            .then(|| text.parse().ok())?
     };
     let (start, end) = match (first, last) {
         ("", suffix) => match number(suffix)? {
@@ -133,7 +156,10 @@ fn parse_range(range: &str, size: u64) -> Option<Wanted> {
         }
     };
     Some(match end {
-        Some(end) if start <= end => Wanted::Part { range: start..=end, size },
+        Some(end) if start <= end => Wanted::Part {
+            range: start..=end,
+            size,
+        },
         _ => Wanted::Nothing { size },
     })
 }
@@ -144,7 +170,12 @@ mod tests {
 
     #[test]
     fn ranges_are_read_as_the_rfc_has_them() {
-        let part = |start, end| Some(Wanted::Part { range: start..=end, size: 10 });
+        let part = |start, end| {
+            Some(Wanted::Part {
+                range: start..=end,
+                size: 10,
+            })
+        };
         for (range, expected) in [
             ("bytes=0-0", part(0, 0)),
             ("bytes=2-5", part(2, 5)),
@@ -166,7 +197,10 @@ mod tests {
         ] {
             assert_eq!(parse_range(range, 10), expected, "{range}");
         }
-        assert_eq!(parse_range("bytes=0-", 0), Some(Wanted::Nothing { size: 0 }));
+        assert_eq!(
+            parse_range("bytes=0-", 0),
+            Some(Wanted::Nothing { size: 0 })
+        );
     }
 
     #[test]
@@ -178,7 +212,10 @@ mod tests {
         assert_eq!(wanted(&headers, &digest, None), Wanted::All);
         headers.insert(IF_RANGE, HeaderValue::from_static("\"other\""));
         assert_eq!(wanted(&headers, &digest, Some(10)), Wanted::All);
-        headers.insert(IF_RANGE, HeaderValue::try_from(format!("\"{digest}\"")).unwrap());
+        headers.insert(
+            IF_RANGE,
+            HeaderValue::try_from(format!("\"{digest}\"")).unwrap(),
+        );
         assert_ne!(wanted(&headers, &digest, Some(10)), Wanted::All);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,13 +9,13 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
-
-use crate::metrics::Metrics;
+use prometheus_client::metrics::counter::Counter;
 
 /// The body of an answer.
 pub struct Body {
     content: Content,
-    metrics: Option<Arc<Metrics>>,
+    /// Where the bytes are counted, for those of images.
+    served: Option<Counter>,
     access: Option<Access>,
     sent: u64,
     /// How the body ended, for the access log.
@@ -40,8 +39,18 @@ pub(super) struct Access {
 
 impl Body {
     fn new(content: Content) -> Self {
-        let end = if matches!(content, Content::Stream(_)) { "client left" } else { "complete" };
-        Self { content, metrics: None, access: None, sent: 0, end }
+        let end = if matches!(content, Content::Stream(_)) {
+            "client left"
+        } else {
+            "complete"
+        };
+        Self {
+            content,
+            served: None,
+            access: None,
+            sent: 0,
+            end,
+        }
     }
 
     /// No bytes.
@@ -60,8 +69,8 @@ impl Body {
     }
 
     /// Counts what is sent, and logs the request when its answer has ended.
-    pub(super) fn observed(mut self, metrics: Arc<Metrics>, access: Option<Access>) -> Self {
-        self.metrics = Some(metrics);
+    pub(super) fn observed(mut self, served: Option<Counter>, access: Option<Access>) -> Self {
+        self.served = served;
         self.access = access;
         self
     }
@@ -90,8 +99,8 @@ impl http_body::Body for Body {
         match &next {
             Some(Ok(bytes)) => {
                 this.sent += bytes.len() as u64;
-                if let Some(metrics) = &this.metrics {
-                    metrics.served_bytes.inc_by(bytes.len() as u64);
+                if let Some(served) = &this.served {
+                    served.inc_by(bytes.len() as u64);
                 }
             }
             Some(Err(error)) => {
@@ -118,14 +127,16 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let Some(access) = self.access.take() else { return };
+        let Some(access) = self.access.take() else {
+            return;
+        };
         tracing::info!(
             target: "access",
             method = %access.method,
             path = access.path,
             status = access.status.as_u16(),
             bytes = self.sent,
-            milliseconds = access.started.elapsed().as_millis(),
+            milliseconds = u64::try_from(access.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             agent = access.agent,
             end = self.end,
             "request",

@@ -27,11 +27,22 @@ pub(super) async fn tags(
         name: &'a str,
         tags: &'a [String],
     }
-    let found = mirror.tags(source, page.limit, page.last.as_deref()).await?;
-    let body = serde_json::to_vec(&Tags { name: name.as_str(), tags: &found.tags });
+    let found = mirror
+        .tags(source, page.limit, page.last.as_deref())
+        .await?;
+    let body = serde_json::to_vec(&Tags {
+        name: name.as_str(),
+        tags: &found.tags,
+    });
     let mut response = json_answer(body.unwrap_or_default().into());
     if found.more {
-        next_page(&mut response, &format!("/v2/{name}/tags/list"), found.tags.last(), page.limit, ns);
+        next_page(
+            &mut response,
+            &format!("/v2/{name}/tags/list"),
+            found.tags.last(),
+            page.limit,
+            ns,
+        );
     }
     if found.stale {
         response.headers_mut().insert(WARNING, STALE);
@@ -46,7 +57,11 @@ pub(super) async fn catalog(mirror: &Mirror, page: &Page) -> Result<Response<Bod
         repositories: Vec<String>,
     }
     let limit = page.limit.unwrap_or(CATALOG_PAGE).min(CATALOG_LIMIT);
-    let all = mirror.store().repositories().await.map_err(crate::mirror::MirrorError::from)?;
+    let all = mirror
+        .store()
+        .repositories()
+        .await
+        .map_err(crate::mirror::MirrorError::from)?;
     let mut repositories: Vec<String> = all
         .into_iter()
         .map(|repository| repository.to_string())
@@ -59,7 +74,13 @@ pub(super) async fn catalog(mirror: &Mirror, page: &Page) -> Result<Response<Bod
     let body = serde_json::to_vec(&Catalog { repositories });
     let mut response = json_answer(body.unwrap_or_default().into());
     if more {
-        next_page(&mut response, "/v2/_catalog", last.as_ref(), Some(limit), None);
+        next_page(
+            &mut response,
+            "/v2/_catalog",
+            last.as_ref(),
+            Some(limit),
+            None,
+        );
     }
     Ok(response)
 }

@@ -54,7 +54,9 @@ pub(super) enum RouteError {
     Digest(DigestError),
     #[error("{0}")]
     Tag(NameError),
-    #[error("no such path in the registry's API: see the endpoints of the OCI distribution specification")]
+    #[error(
+        "no such path in the registry's API: see the endpoints of the OCI distribution specification"
+    )]
     Nothing,
     #[error("n={0:?} is not a number of entries: a decimal number")]
     Page(String),
@@ -75,7 +77,9 @@ impl Route {
     }
 
     pub(super) fn parse(uri: &Uri) -> Result<Self, RouteError> {
-        let path = percent_decode_str(uri.path()).decode_utf8().map_err(|_| RouteError::Nothing)?;
+        let path = percent_decode_str(uri.path())
+            .decode_utf8()
+            .map_err(|_| RouteError::Nothing)?;
         let rest = match &*path {
             "/" => return Ok(Self::Root),
             "/v2" | "/v2/" => return Ok(Self::Base),
@@ -83,7 +87,9 @@ impl Route {
         };
         let query = Query::parse(uri.query().unwrap_or_default());
         if rest == "_catalog" {
-            return Ok(Self::Catalog { page: query.page()? });
+            return Ok(Self::Catalog {
+                page: query.page()?,
+            });
         }
         // Names may hold `blobs`, `manifests` and `tags` themselves: what counts is the end.
         let mut parts = rest.rsplitn(3, '/');
@@ -111,7 +117,11 @@ impl Route {
             }),
             ("tags", "list") => {
                 let page = query.page()?;
-                Ok(Self::Tags { name: parse_name()?, ns: query.ns, page })
+                Ok(Self::Tags {
+                    name: parse_name()?,
+                    ns: query.ns,
+                    page,
+                })
             }
             _ => Err(RouteError::Nothing),
         }
@@ -149,7 +159,10 @@ impl Query {
                 Some(limit.parse().map_err(|_| excerpt())?)
             }
         };
-        Ok(Page { limit, last: self.last.clone() })
+        Ok(Page {
+            limit,
+            last: self.last.clone(),
+        })
     }
 }
 
@@ -169,20 +182,47 @@ mod tests {
             ("/".to_owned(), Route::Root),
             ("/v2".to_owned(), Route::Base),
             ("/v2/".to_owned(), Route::Base),
-            ("/v2/_catalog?n=2&last=a".to_owned(), Route::Catalog { page: Page { limit: Some(2), last: Some("a".to_owned()) } }),
+            (
+                "/v2/_catalog?n=2&last=a".to_owned(),
+                Route::Catalog {
+                    page: Page {
+                        limit: Some(2),
+                        last: Some("a".to_owned()),
+                    },
+                },
+            ),
             (
                 format!("/v2/a/blobs/b/blobs/{digest}?ns=ghcr.io"),
-                Route::Blob { name: name("a/blobs/b"), ns: Some("ghcr.io".to_owned()), digest: digest.parse().unwrap() },
+                Route::Blob {
+                    name: name("a/blobs/b"),
+                    ns: Some("ghcr.io".to_owned()),
+                    digest: digest.parse().unwrap(),
+                },
             ),
             (
                 format!("/v2/a/manifests/{}", digest.replace(':', "%3A")),
-                Route::Manifest { name: name("a"), ns: None, reference: digest.parse().unwrap() },
+                Route::Manifest {
+                    name: name("a"),
+                    ns: None,
+                    reference: digest.parse().unwrap(),
+                },
             ),
             (
                 "/v2/manifests/manifests/manifests".to_owned(),
-                Route::Manifest { name: name("manifests"), ns: None, reference: "manifests".parse().unwrap() },
+                Route::Manifest {
+                    name: name("manifests"),
+                    ns: None,
+                    reference: "manifests".parse().unwrap(),
+                },
             ),
-            ("/v2/a/b/tags/list".to_owned(), Route::Tags { name: name("a/b"), ns: None, page: Page::default() }),
+            (
+                "/v2/a/b/tags/list".to_owned(),
+                Route::Tags {
+                    name: name("a/b"),
+                    ns: None,
+                    page: Page::default(),
+                },
+            ),
             ("/v2/a/blobs/uploads/".to_owned(), Route::Upload),
             ("/v2/a/blobs/uploads/uuid".to_owned(), Route::Upload),
         ] {
@@ -193,15 +233,24 @@ mod tests {
     #[test]
     fn other_paths_say_what_is_wrong_with_them() {
         for (path, fits) in [
-            ("/v1/", (|e| matches!(e, RouteError::Nothing)) as fn(&RouteError) -> bool),
+            (
+                "/v1/",
+                (|e| matches!(e, RouteError::Nothing)) as fn(&RouteError) -> bool,
+            ),
             ("/v2/a", |e| matches!(e, RouteError::Nothing)),
             ("/v2/a/tags/other", |e| matches!(e, RouteError::Nothing)),
             ("/v2/%ff/manifests/a", |e| matches!(e, RouteError::Nothing)),
             ("/v2/A/manifests/a", |e| matches!(e, RouteError::Name(_))),
-            ("/v2/../../etc/manifests/a", |e| matches!(e, RouteError::Name(_))),
-            ("/v2/a%2f..%2fb/manifests/a", |e| matches!(e, RouteError::Name(_))),
+            ("/v2/../../etc/manifests/a", |e| {
+                matches!(e, RouteError::Name(_))
+            }),
+            ("/v2/a%2f..%2fb/manifests/a", |e| {
+                matches!(e, RouteError::Name(_))
+            }),
             ("/v2/a/manifests/-", |e| matches!(e, RouteError::Tag(_))),
-            ("/v2/a/manifests/sha256:1", |e| matches!(e, RouteError::Digest(_))),
+            ("/v2/a/manifests/sha256:1", |e| {
+                matches!(e, RouteError::Digest(_))
+            }),
             ("/v2/a/blobs/latest", |e| matches!(e, RouteError::Digest(_))),
             ("/v2/_catalog?n=-1", |e| matches!(e, RouteError::Page(_))),
         ] {

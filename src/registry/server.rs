@@ -18,9 +18,9 @@ use super::Body;
 use crate::metrics::Metrics;
 
 /// How long a client may take to send the head of a request, and to begin the next.
-const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+const HEAD_DEADLINE: Duration = Duration::from_mins(1);
 /// The most that is read of a head, in bytes.
-const HEAD_LIMIT: usize = 64 * 1024;
+const HEAD_LIMIT: u32 = 64 * 1024;
 /// Connections at once. More wait to be accepted: each costs memory and a file descriptor.
 const CONNECTIONS: usize = 4096;
 /// The pause after a failed accept: without it, running out of file descriptors burns a processor.
@@ -93,11 +93,11 @@ where
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
-            .max_buf_size(HEAD_LIMIT)
+            .max_buf_size(HEAD_LIMIT as usize)
             .http2()
             .timer(TokioTimer::new())
             .keep_alive_interval(HEAD_DEADLINE)
-            .max_header_list_size(HEAD_LIMIT as u32);
+            .max_header_list_size(HEAD_LIMIT);
         let connection = builder.serve_connection(stream, service).into_owned();
         let connection = graceful.watch(connection);
         let metrics = Arc::clone(&metrics);
@@ -113,5 +113,7 @@ where
     }
     // Nobody can connect from here on.
     drop(listener);
-    tokio::time::timeout(drain(), graceful.shutdown()).await.is_ok()
+    tokio::time::timeout(drain(), graceful.shutdown())
+        .await
+        .is_ok()
 }

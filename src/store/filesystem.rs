@@ -42,7 +42,10 @@ impl Filesystem {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(root.to_owned())),
             Err(TryLockError::Error(e)) => return Err(StoreError::new("lock", &path, e)),
         }
-        let store = Self { root: root.to_owned(), _lock: lock };
+        let store = Self {
+            root: root.to_owned(),
+            _lock: lock,
+        };
         // What a killed process left half-written has no reader and no name that means anything.
         for entry in store.list(layout::TEMPORARY)? {
             let path = temporary.join(entry);
@@ -59,9 +62,17 @@ impl Filesystem {
     /// Opens a blob's bytes, if they are here.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let path = self.root.join(layout::blob(digest));
-        let Some(file) = open_if_there(&path)? else { return Ok(None) };
-        let size = file.metadata().map_err(|e| StoreError::new("read", &path, e))?.len();
-        Ok(Some(Blob { file: Arc::new(file), size }))
+        let Some(file) = open_if_there(&path)? else {
+            return Ok(None);
+        };
+        let size = file
+            .metadata()
+            .map_err(|e| StoreError::new("read", &path, e))?
+            .len();
+        Ok(Some(Blob {
+            file: Arc::new(file),
+            size,
+        }))
     }
 
     /// Whether a repository is known to have a blob: by its link, or because one of its manifests
@@ -71,13 +82,18 @@ impl Filesystem {
     /// share a base layer never ask for it again, so no link was ever made here.
     pub fn has_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let link = self.root.join(layout::layer_link(repository, digest));
-        if link.try_exists().map_err(|e| StoreError::new("read", &link, e))? {
+        if link
+            .try_exists()
+            .map_err(|e| StoreError::new("read", &link, e))?
+        {
             return Ok(true);
         }
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let folder = layout::revisions(repository, algorithm.as_str());
             for hex in self.list(&folder)? {
-                let Ok(revision) = format!("{}:{hex}", algorithm.as_str()).parse() else { continue };
+                let Ok(revision) = format!("{}:{hex}", algorithm.as_str()).parse() else {
+                    continue;
+                };
                 let manifest = self.manifest(repository, &revision)?;
                 if manifest.is_some_and(|manifest| manifest.blobs.contains(digest)) {
                     self.link_layer(repository, digest)?;
@@ -101,11 +117,16 @@ impl Filesystem {
         digest: &Digest,
     ) -> Result<Option<Manifest>, StoreError> {
         let link = self.root.join(layout::revision_link(repository, digest));
-        if !link.try_exists().map_err(|e| StoreError::new("read", &link, e))? {
+        if !link
+            .try_exists()
+            .map_err(|e| StoreError::new("read", &link, e))?
+        {
             return Ok(None);
         }
         let path = self.root.join(layout::blob(digest));
-        let Some(file) = open_if_there(&path)? else { return Ok(None) };
+        let Some(file) = open_if_there(&path)? else {
+            return Ok(None);
+        };
         let mut bytes = Vec::new();
         let limit = u64::try_from(MANIFEST_LIMIT).unwrap_or(u64::MAX) + 1;
         file.take(limit)
@@ -121,7 +142,9 @@ impl Filesystem {
     /// Which manifest a tag is, and when that was last confirmed.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagLink>, StoreError> {
         let path = self.root.join(layout::tag_link(repository, tag));
-        let Some(mut file) = open_if_there(&path)? else { return Ok(None) };
+        let Some(mut file) = open_if_there(&path)? else {
+            return Ok(None);
+        };
         let mut text = String::new();
         let read = (&mut file).take(256).read_to_string(&mut text);
         let confirmed = file.metadata().and_then(|metadata| metadata.modified());
@@ -179,7 +202,9 @@ impl Filesystem {
     pub fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
         let mut tags = Vec::new();
         for name in self.list(&layout::tags(repository))? {
-            let Ok(tag) = name.parse::<Tag>() else { continue };
+            let Ok(tag) = name.parse::<Tag>() else {
+                continue;
+            };
             if self.tag(repository, &tag)?.is_some() {
                 tags.push(tag);
             }
@@ -194,8 +219,11 @@ impl Filesystem {
         let mut folders = vec![String::new()];
         while let Some(folder) = folders.pop() {
             for entry in self.list(&format!("{}/{folder}", layout::repositories()))? {
-                let path =
-                    if folder.is_empty() { entry.clone() } else { format!("{folder}/{entry}") };
+                let path = if folder.is_empty() {
+                    entry.clone()
+                } else {
+                    format!("{folder}/{entry}")
+                };
                 if entry == "_manifests" {
                     found.push(Repository::from_path(folder.clone()));
                 } else if !entry.starts_with('_') {
@@ -234,13 +262,21 @@ impl Filesystem {
                 }
             }
         }
-        Ok(Partial { file: Arc::new(file), path, length, hasher })
+        Ok(Partial {
+            file: Arc::new(file),
+            path,
+            length,
+            hasher,
+        })
     }
 
     /// Makes a download that has been verified a blob of the store.
     pub fn commit_fill(&self, digest: &Digest, partial: &Partial) -> Result<(), StoreError> {
         let target = self.root.join(layout::blob(digest));
-        partial.file.sync_all().map_err(|e| StoreError::new("sync", &partial.path, e))?;
+        partial
+            .file
+            .sync_all()
+            .map_err(|e| StoreError::new("sync", &partial.path, e))?;
         make_parent(&target)?;
         fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))?;
         sync_parent(&target)
@@ -312,9 +348,13 @@ impl Filesystem {
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
             .tempfile_in(&folder)
             .map_err(error)?;
-        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(error)?;
+        file.write_all(bytes)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(error)?;
         make_parent(&target)?;
-        file.into_temp_path().persist(&target).map_err(|e| error(e.error))?;
+        file.into_temp_path()
+            .persist(&target)
+            .map_err(|e| error(e.error))?;
         sync_parent(&target)
     }
 }
@@ -375,5 +415,8 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
 
 /// A path that leads through a file is as absent as one that leads nowhere.
 fn absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }

@@ -78,7 +78,11 @@ pub fn blob(digest: &Digest) -> String {
 
 /// A blob that is being downloaded.
 pub fn fill(digest: &Digest) -> String {
-    format!("{OWN}/fills/{}/{}", digest.algorithm().as_str(), digest.hex())
+    format!(
+        "{OWN}/fills/{}/{}",
+        digest.algorithm().as_str(),
+        digest.hex()
+    )
 }
 
 /// Says that a repository has a blob: the access check of every blob request.
@@ -93,7 +97,10 @@ pub fn revisions(repository: &Repository, algorithm: &str) -> String {
 
 /// Says that a repository has a manifest.
 pub fn revision_link(repository: &Repository, digest: &Digest) -> String {
-    format!("{V2}/repositories/{repository}/_manifests/revisions/{}", link(digest))
+    format!(
+        "{V2}/repositories/{repository}/_manifests/revisions/{}",
+        link(digest)
+    )
 }
 
 /// The folder of a repository's tags.
@@ -123,18 +130,29 @@ mod tests {
     fn paths_are_those_of_distribution() {
         let hex = format!("ab{}", "0".repeat(62));
         let digest: Digest = format!("sha256:{hex}").parse().unwrap();
-        let repository =
-            Repository::new(&RegistryHost::docker_hub(), &"library/busybox".parse().unwrap());
+        let repository = Repository::new(
+            &RegistryHost::docker_hub(),
+            &"library/busybox".parse().unwrap(),
+        );
         let tag = "1.36".parse().unwrap();
         let root = "docker/registry/v2/repositories/library/busybox";
         for (path, expected) in [
-            (blob(&digest), format!("docker/registry/v2/blobs/sha256/ab/{hex}/data")),
-            (layer_link(&repository, &digest), format!("{root}/_layers/sha256/{hex}/link")),
+            (
+                blob(&digest),
+                format!("docker/registry/v2/blobs/sha256/ab/{hex}/data"),
+            ),
+            (
+                layer_link(&repository, &digest),
+                format!("{root}/_layers/sha256/{hex}/link"),
+            ),
             (
                 revision_link(&repository, &digest),
                 format!("{root}/_manifests/revisions/sha256/{hex}/link"),
             ),
-            (tag_link(&repository, &tag), format!("{root}/_manifests/tags/1.36/current/link")),
+            (
+                tag_link(&repository, &tag),
+                format!("{root}/_manifests/tags/1.36/current/link"),
+            ),
             (
                 tag_index_link(&repository, &tag, &digest),
                 format!("{root}/_manifests/tags/1.36/index/sha256/{hex}/link"),

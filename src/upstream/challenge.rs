@@ -39,7 +39,11 @@ impl Challenge {
             }
             rest = after.trim_start().trim_start_matches(',').trim_start();
         }
-        Some(Self::Bearer { realm: realm?, service, scope })
+        Some(Self::Bearer {
+            realm: realm?,
+            service,
+            scope,
+        })
     }
 }
 
@@ -65,12 +69,12 @@ fn parameter_value(text: &str) -> Option<(String, &str)> {
 mod tests {
     use super::*;
 
-    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
-        Some(Challenge::Bearer {
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
+        Challenge::Bearer {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
             scope: scope.map(str::to_owned),
-        })
+        }
     }
 
     #[test]
@@ -78,17 +82,17 @@ mod tests {
         for (header, expected) in [
             (
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/x:pull,push""#,
-                bearer(
+                Some(bearer(
                     "https://auth.docker.io/token",
                     Some("registry.docker.io"),
                     Some("repository:library/x:pull,push"),
-                ),
+                )),
             ),
             (
                 r#"bearer service=a, realm="https://r/t", error="invalid_token""#,
-                bearer("https://r/t", Some("a"), None),
+                Some(bearer("https://r/t", Some("a"), None)),
             ),
-            (r#"Bearer realm="a\"b""#, bearer("a\"b", None, None)),
+            (r#"Bearer realm="a\"b""#, Some(bearer("a\"b", None, None))),
             (r#"Basic realm="x""#, Some(Challenge::Basic)),
             ("Basic", Some(Challenge::Basic)),
             ("Bearer service=a", None),

@@ -66,7 +66,9 @@ pub struct LastContact {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Upstream")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,7 +103,10 @@ impl Upstream {
 
     /// What is known from its last answers.
     pub fn last_contact(&self) -> LastContact {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
@@ -117,13 +122,23 @@ impl Upstream {
         let url = format!("{}{path}", self.settings.url.as_str().trim_end_matches('/'));
         let url = Url::parse(&url).map_err(|e| self.protocol_error(what, &e.to_string()))?;
         let scope = format!("repository:{name}:pull");
-        let known = self.bearer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let known = known.map(|Bearer { realm, service }| TokenKey { realm, service, scope: scope.clone() });
+        let known = self
+            .bearer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let known = known.map(|Bearer { realm, service }| TokenKey {
+            realm,
+            service,
+            scope: scope.clone(),
+        });
         let sent = match &known {
             Some(key) => Some(self.token(key, None, what).await?),
             None => None,
         };
-        let response = self.follow(method, url.clone(), headers, sent.as_ref(), what).await?;
+        let response = self
+            .follow(method, url.clone(), headers, sent.as_ref(), what)
+            .await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -140,17 +155,30 @@ impl Upstream {
                 Some(credentials) => basic(credentials),
                 None => return Ok(response),
             },
-            Challenge::Bearer { realm, service, scope: wanted } => {
-                let realm = Url::parse(&realm)
-                    .map_err(|e| self.protocol_error(what, &format!("a token realm {realm:?}: {e}")))?;
-                let bearer = Bearer { realm: realm.clone(), service: service.clone() };
+            Challenge::Bearer {
+                realm,
+                service,
+                scope: wanted,
+            } => {
+                let realm = Url::parse(&realm).map_err(|e| {
+                    self.protocol_error(what, &format!("a token realm {realm:?}: {e}"))
+                })?;
+                let bearer = Bearer {
+                    realm: realm.clone(),
+                    service: service.clone(),
+                };
                 *self.bearer.lock().unwrap_or_else(PoisonError::into_inner) = Some(bearer);
-                let key = TokenKey { realm, service, scope: wanted.unwrap_or(scope) };
+                let key = TokenKey {
+                    realm,
+                    service,
+                    scope: wanted.unwrap_or(scope),
+                };
                 // A token was sent and refused: a new one, not the same once more.
                 self.token(&key, sent.as_ref(), what).await?
             }
         };
-        self.follow(method, url, headers, Some(&authorization), what).await
+        self.follow(method, url, headers, Some(&authorization), what)
+            .await
     }
 
     /// A token, from memory or from the token server. However many ask, one request is made.
@@ -162,7 +190,7 @@ impl Upstream {
     ) -> Result<HeaderValue, UpstreamError> {
         let slot = self.tokens.slot(key);
         let mut slot = slot.lock().await;
-        if let Some(header) = usable(&slot).filter(|header| Some(header) != refused) {
+        if let Some(header) = usable(slot.as_ref()).filter(|header| Some(header) != refused) {
             return Ok(header);
         }
         let authorization = match &self.settings.credentials {
@@ -181,20 +209,33 @@ impl Upstream {
         };
         let asked = Instant::now();
         let response = self
-            .follow(&Method::GET, key.url(), &HeaderMap::new(), authorization.as_ref(), what)
+            .follow(
+                &Method::GET,
+                key.url(),
+                &HeaderMap::new(),
+                authorization.as_ref(),
+                what,
+            )
             .await?;
         let registry = self.registry().to_string();
         match response.status() {
             status if status.is_success() => {}
             StatusCode::TOO_MANY_REQUESTS => {
-                return Err(UpstreamError::Limited { registry, what: what.to_owned() });
+                return Err(UpstreamError::Limited {
+                    registry,
+                    what: what.to_owned(),
+                });
             }
             StatusCode::UNAUTHORIZED if authorization.is_some() => {
                 let reason = format!("its token server {} refuses our credentials", key.realm);
                 return Err(self.protocol_error(what, &reason));
             }
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                return Err(UpstreamError::Denied { registry, what: what.to_owned(), status });
+                return Err(UpstreamError::Denied {
+                    registry,
+                    what: what.to_owned(),
+                    status,
+                });
             }
             status => {
                 return Err(UpstreamError::Status {
@@ -227,18 +268,25 @@ impl Upstream {
             let mut request = Request::builder()
                 .method(method)
                 .uri(url.as_str())
-                .header(USER_AGENT, concat!("registry-agent/", env!("CARGO_PKG_VERSION")))
+                .header(
+                    USER_AGENT,
+                    concat!("registry-agent/", env!("CARGO_PKG_VERSION")),
+                )
                 .body(Empty::new())
                 .map_err(|e| self.protocol_error(what, &e.to_string()))?;
             request.headers_mut().extend(headers.clone());
             if let Some(authorization) = authorization {
-                request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+                request
+                    .headers_mut()
+                    .insert(AUTHORIZATION, authorization.clone());
             }
             let response = self.exchange(request, what).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
-            let Some(location) = response.headers().get(LOCATION) else { return Ok(response) };
+            let Some(location) = response.headers().get(LOCATION) else {
+                return Ok(response);
+            };
             let next = location
                 .to_str()
                 .ok()
@@ -262,7 +310,10 @@ impl Upstream {
         request: Request<Empty<Bytes>>,
         what: &str,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let http = match self.http.get_or_init(|| http_client(&self.settings.url, self.timeouts)) {
+        let http = match self
+            .http
+            .get_or_init(|| http_client(&self.settings.url, self.timeouts))
+        {
             Ok(http) => http,
             Err(reason) => return Err(self.failed(self.transport(what, reason.clone()))),
         };
@@ -295,13 +346,23 @@ impl Upstream {
 
     fn answered(&self, headers: &HeaderMap) {
         let number = |name: &str| -> Option<u64> {
-            headers.get(name)?.to_str().ok()?.split(';').next()?.trim().parse().ok()
+            headers
+                .get(name)?
+                .to_str()
+                .ok()?
+                .split(';')
+                .next()?
+                .trim()
+                .parse()
+                .ok()
         };
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.answered = Some(SystemTime::now());
         if let Some(remaining) = number("ratelimit-remaining") {
             last.budget = Some((remaining, number("ratelimit-limit")));
-            let labels = RegistryLabels { registry: self.registry().to_string() };
+            let labels = RegistryLabels {
+                registry: self.registry().to_string(),
+            };
             let gauge = self.metrics.rate_limit_remaining.get_or_create(&labels);
             gauge.set(i64::try_from(remaining).unwrap_or(i64::MAX));
         }
@@ -371,9 +432,11 @@ fn http_client(url: &Url, timeouts: Timeouts) -> Result<HttpClient, String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(certificates.certs);
     if roots.is_empty() && url.scheme() == "https" {
-        return Err("no CA certificates on this host: install the package ca-certificates, or name \
+        return Err(
+            "no CA certificates on this host: install the package ca-certificates, or name \
                     a file in the environment variable SSL_CERT_FILE"
-            .to_owned());
+                .to_owned(),
+        );
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)

@@ -1,0 +1,53 @@
+//! `registry-agent check`: whether the configuration can be run, and what would be.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::config::{self, Loaded, Sources, Storage};
+
+/// Reads the configuration and starts nothing.
+///
+/// If it can be run, says on standard output what would be, and warnings on standard error: exit
+/// code 0. If not, says everything that is wrong on standard error: exit code 2. 1 if the report
+/// itself can't be written.
+pub fn check(sources: &Sources) -> ExitCode {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    let written = match config::load(sources) {
+        Ok(loaded) => warn(&mut err, &loaded)
+            .and_then(|()| report(&mut out, &loaded))
+            .map(|()| ExitCode::SUCCESS),
+        Err(errors) => writeln!(err, "{errors}").map(|()| ExitCode::from(2)),
+    };
+    written.unwrap_or(ExitCode::FAILURE)
+}
+
+fn warn(err: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
+    loaded
+        .warnings
+        .iter()
+        .try_for_each(|warning| writeln!(err, "warning: {warning}"))
+}
+
+fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
+    let settings = &loaded.settings;
+    if loaded.files.is_empty() {
+        writeln!(out, "files: none ({} is not there)", config::DEFAULT_FILE)?;
+    }
+    for file in &loaded.files {
+        writeln!(out, "file: {}", file.display())?;
+    }
+    writeln!(out, "role: {}", settings.role.as_str())?;
+    writeln!(out, "listen: {}", settings.listen)?;
+    writeln!(out, "admin: {}", settings.admin)?;
+    let Storage::Filesystem { root } = &settings.storage;
+    writeln!(out, "storage: {}", root.display())?;
+    for upstream in &settings.upstreams {
+        let url = upstream.url.as_str().trim_end_matches('/');
+        write!(out, "upstream: {} at {url} ", upstream.registry)?;
+        match &upstream.credentials {
+            Some(credentials) => writeln!(out, "as {}", credentials.username)?,
+            None => writeln!(out, "anonymously")?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,480 @@
+//! From what was said to settings that can't be invalid.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, header};
+use serde_json::Value;
+use url::Url;
+
+use super::error::{KeyPath, Place, Remark, quoted};
+use super::fragment::{
+    CredentialsFragment, Fragment, HeaderFragment, LogFragment, UpstreamFragment,
+};
+use super::merge::Merged;
+use super::settings::{
+    AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
+    Secret, Settings, Storage, Timeouts, UpstreamSettings,
+};
+use super::source::Sources;
+use crate::oci::RegistryHost;
+
+/// Where Docker Hub's API is; its name says something else.
+pub(super) const DOCKER_HUB_URL: &str = "https://registry-1.docker.io";
+
+/// The longest path of a Unix socket, in bytes: `sun_path` is 108 with its final NUL.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// A longer wait is a mistake, and clocks add it without overflow.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A password file that is longer is something else: a log, a disk.
+const PASSWORD_LIMIT: u64 = 64 * 1024;
+
+/// Headers by which HTTP itself finds where an answer ends.
+const FRAMING: &[HeaderName] = &[
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Settings from what was said; none if a remark was added, since then some of it is missing.
+///
+/// `complete` is whether everything that was said is in `merged`. If some was refused before, then
+/// what is missing, or what is wrong of two keys together, would only be a consequence.
+pub(super) fn settings(
+    merged: &Merged,
+    sources: &Sources,
+    complete: bool,
+    remarks: &mut Vec<Remark>,
+) -> Option<Settings> {
+    let before = remarks.len();
+    let Ok(fragment) = serde_json::from_value(Value::Object(merged.members().clone())) else {
+        // serde's own message would repeat the value, which may be a secret.
+        let message = "fits its schema but can't be read: please report this as a bug";
+        remarks.push(Remark::new(&Place::Default, "", message));
+        return None;
+    };
+    let settings = Conversion {
+        merged,
+        sources,
+        complete,
+        remarks,
+    }
+    .settings(fragment)?;
+    (complete && remarks.len() == before).then_some(settings)
+}
+
+struct Conversion<'a> {
+    merged: &'a Merged,
+    sources: &'a Sources,
+    complete: bool,
+    remarks: &'a mut Vec<Remark>,
+}
+
+impl Conversion<'_> {
+    /// Converts every key before it gives up on any, so that all that is wrong is said at once.
+    fn settings(mut self, fragment: Fragment) -> Option<Settings> {
+        let storage = fragment
+            .storage
+            .unwrap_or_default()
+            .filesystem
+            .unwrap_or_default();
+        let freshness = fragment.freshness.unwrap_or_default();
+        let timeouts = fragment.timeouts.unwrap_or_default();
+        let health = fragment.health.unwrap_or_default();
+
+        let listen = self.listen(fragment.listen);
+        let root = self.root(storage.root);
+        let admin = self.admin(fragment.admin, root.as_deref());
+        if let (Some(listen), Some(AdminAddress::Tcp(admin))) = (listen, &admin)
+            && listen.port() == admin.port()
+            && listen.port() != 0
+            && self.complete
+        {
+            let message =
+                format!("{admin} has the port of `listen` ({listen}): give it one of its own");
+            self.refuse::<()>(&KeyPath::of("admin"), message);
+        }
+        let upstreams = self.upstreams(fragment.upstreams);
+        let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
+        let least = Duration::from_millis(1);
+        let deadline = self.duration("freshness.deadline", freshness.deadline, 1, least);
+        let connect = self.duration("timeouts.connect", timeouts.connect, 5, least);
+        let header = self.duration("timeouts.headers", timeouts.headers, 15, least);
+        let idle = self.duration("timeouts.idle", timeouts.idle, 15, least);
+        let interval = self.duration("health.interval", health.interval, 10, least);
+        let headers = self.headers(fragment.headers.unwrap_or_default());
+        let drain = self.duration("drain", fragment.drain, 30, Duration::ZERO);
+        Some(Settings {
+            role: fragment.role.unwrap_or(Role::Mirror),
+            listen: listen?,
+            admin: admin?,
+            storage: Storage::Filesystem { root: root? },
+            upstreams,
+            timeouts: Timeouts {
+                connect: connect?,
+                headers: header?,
+                idle: idle?,
+            },
+            freshness: Freshness {
+                window: window?,
+                deadline: deadline?,
+            },
+            health: HealthSettings {
+                interval: interval?,
+                threshold: health.threshold.unwrap_or(3),
+            },
+            headers,
+            log: log(fragment.log.unwrap_or_default()),
+            drain: drain?,
+        })
+    }
+
+    /// Records what is wrong with a value; there is nothing to go on with.
+    fn refuse<T>(&mut self, path: &KeyPath, message: impl Into<String>) -> Option<T> {
+        self.remarks.push(self.merged.remark(path, message));
+        None
+    }
+
+    fn listen(&mut self, said: Option<String>) -> Option<SocketAddr> {
+        let said = said.unwrap_or_else(|| "127.0.0.1:5000".to_owned());
+        address(&said).or_else(|| {
+            let message = format!(
+                "{} is not an address: must be an IP address and a port (127.0.0.1:5000, \
+                 [::1]:5000), or a port alone for all interfaces (:5000)",
+                quoted(&said)
+            );
+            self.refuse(&KeyPath::of("listen"), message)
+        })
+    }
+
+    fn root(&mut self, said: Option<String>) -> Option<PathBuf> {
+        let path = KeyPath::of("storage.filesystem.root");
+        match said {
+            Some(said) if absolute(&said) => Some(said.into()),
+            Some(said) => {
+                let message = format!("{} is not a path that begins with /", quoted(&said));
+                self.refuse(&path, message)
+            }
+            None => {
+                let below_home = |home| folder(self.sources, home).map(|f| f.join(".local/state"));
+                let state =
+                    || folder(self.sources, "XDG_STATE_HOME").or_else(|| below_home("HOME"));
+                let default = folder(self.sources, "STATE_DIRECTORY")
+                    .or_else(|| state().map(|folder| folder.join("registry-agent")));
+                if default.is_none() && self.complete {
+                    let message = "nothing says where to keep images: set this key (none of \
+                                   STATE_DIRECTORY, XDG_STATE_HOME and HOME is set to a path)";
+                    return self.refuse(&path, message);
+                }
+                default
+            }
+        }
+    }
+
+    fn admin(&mut self, said: Option<String>, root: Option<&Path>) -> Option<AdminAddress> {
+        let path = KeyPath::of("admin");
+        let Some(said) = said else {
+            let runtime = folder(self.sources, "RUNTIME_DIRECTORY");
+            let session = || Some(folder(self.sources, "XDG_RUNTIME_DIR")?.join("registry-agent"));
+            let folder = runtime
+                .or_else(session)
+                .or_else(|| root.map(Path::to_owned))?;
+            return self.socket(&path, folder.join("admin.sock"));
+        };
+        if let Some(socket) = said.strip_prefix("unix:") {
+            if absolute(socket) {
+                return self.socket(&path, socket.into());
+            }
+            let message = format!("{} is not a path that begins with /", quoted(socket));
+            return self.refuse(&path, message);
+        }
+        let wanted =
+            "must be unix:/path/of/a.sock, or a loopback address and a port (127.0.0.1:5001)";
+        match address(&said) {
+            Some(address) if address.ip().is_loopback() => Some(AdminAddress::Tcp(address)),
+            Some(_) => {
+                let message = format!(
+                    "{} can be reached from other hosts, and the admin listener asks nobody who \
+                     they are: {wanted}",
+                    quoted(&said)
+                );
+                self.refuse(&path, message)
+            }
+            None => self.refuse(
+                &path,
+                format!("{} is not an address: {wanted}", quoted(&said)),
+            ),
+        }
+    }
+
+    fn socket(&mut self, path: &KeyPath, socket: PathBuf) -> Option<AdminAddress> {
+        let length = socket.as_os_str().len();
+        if length > SOCKET_PATH_LIMIT {
+            let message = format!(
+                "unix:{} is {length} bytes long, and a Unix socket's path can have \
+                 {SOCKET_PATH_LIMIT}: set a shorter one, such as \
+                 unix:/run/registry-agent/admin.sock",
+                socket.display()
+            );
+            return self.refuse(path, message);
+        }
+        Some(AdminAddress::Unix(socket))
+    }
+
+    fn upstreams(&mut self, said: Option<Vec<Option<UpstreamFragment>>>) -> Vec<UpstreamSettings> {
+        let list = KeyPath::of("upstreams");
+        let Some(said) = said else {
+            let registry = RegistryHost::docker_hub();
+            let url = self.url(&list, &registry, None);
+            return url
+                .map(|url| UpstreamSettings {
+                    registry,
+                    url,
+                    credentials: None,
+                })
+                .into_iter()
+                .collect();
+        };
+        if said.is_empty() {
+            let message = "the list is empty; must name at least one registry, or be left out for \
+                           docker.io";
+            self.refuse::<()>(&list, message);
+        }
+        let mut first: BTreeMap<RegistryHost, KeyPath> = BTreeMap::new();
+        let mut upstreams = Vec::new();
+        for (index, upstream) in said.into_iter().enumerate() {
+            let Some(upstream) = upstream else { continue };
+            let here = list.item(index);
+            let registry = match upstream.registry.parse::<RegistryHost>() {
+                Ok(registry) => registry,
+                Err(error) => {
+                    let message = error.to_string();
+                    self.refuse::<()>(&here.key("registry"), message);
+                    // Only the default URL depends on it.
+                    RegistryHost::docker_hub()
+                }
+            };
+            if let Some(before) = first.get(&registry) {
+                let message = format!("{registry} is already {before}: name each registry once");
+                self.refuse::<()>(&here.key("registry"), message);
+            }
+            let url = self.url(&here, &registry, upstream.url);
+            let credentials = upstream
+                .credentials
+                .map(|said| self.credentials(&here, said));
+            first.entry(registry.clone()).or_insert(here);
+            if let (Some(url), Some(credentials)) =
+                (url, credentials.map_or(Some(None), |c| c.map(Some)))
+            {
+                upstreams.push(UpstreamSettings {
+                    registry,
+                    url,
+                    credentials,
+                });
+            }
+        }
+        upstreams
+    }
+
+    fn url(
+        &mut self,
+        upstream: &KeyPath,
+        registry: &RegistryHost,
+        said: Option<String>,
+    ) -> Option<Url> {
+        let path = upstream.key("url");
+        let said = said.unwrap_or_else(|| {
+            if registry.is_docker_hub() {
+                DOCKER_HUB_URL.to_owned()
+            } else {
+                format!("https://{registry}")
+            }
+        });
+        // What stands before an @ or after a ? may be a secret.
+        let shown = if said.contains(['@', '?']) {
+            "the URL".to_owned()
+        } else {
+            quoted(&said)
+        };
+        let url = Url::parse(&said);
+        let wrong = match &url {
+            Err(error) => format!("is not a URL ({error})"),
+            Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+                "is neither http nor https".to_owned()
+            }
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                "holds a user name or password: put them in `credentials`".to_owned()
+            }
+            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                "holds a query or fragment: remove it".to_owned()
+            }
+            Ok(_) => {
+                let mut url = url.ok()?;
+                let trimmed = url.path().trim_end_matches('/').to_owned();
+                url.set_path(&trimmed);
+                return Some(url);
+            }
+        };
+        let message = format!("{shown} {wrong}; must be a URL such as {DOCKER_HUB_URL}");
+        self.refuse(&path, message)
+    }
+
+    fn credentials(
+        &mut self,
+        upstream: &KeyPath,
+        said: CredentialsFragment,
+    ) -> Option<Credentials> {
+        let here = upstream.key("credentials");
+        let username = match said.username {
+            name if name.is_empty() => self.refuse(&here.key("username"), "is empty"),
+            // RFC 7617, section 2: the colon separates it from the password.
+            name if name.contains(':') => self.refuse(
+                &here.key("username"),
+                "holds a colon, which no user name can",
+            ),
+            name => Some(name),
+        };
+        let password = match (said.password, said.password_file) {
+            (Some(password), None) if password.reveal().is_empty() => {
+                self.refuse(&here.key("password"), "is empty")
+            }
+            (Some(password), None) => Some(password),
+            (None, Some(file)) => self.password_file(&here.key("password_file"), &file),
+            (Some(_), Some(_)) => {
+                self.refuse(&here, "holds both `password` and `password_file`: keep one")
+            }
+            (None, None) => self.refuse(
+                &here,
+                "holds no password: add `password_file` (or `password`)",
+            ),
+        };
+        Some(Credentials {
+            username: username?,
+            password: password?,
+        })
+    }
+
+    fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
+        let beside = match self.merged.origin(path).map(|origin| &origin.place) {
+            Some(Place::File(file)) => file.parent().unwrap_or(Path::new("")),
+            _ => Path::new(""),
+        };
+        let file = beside.join(said);
+        match read_password(&file) {
+            Ok(password) => Some(Secret::new(password)),
+            Err(message) => self.refuse(path, format!("{} {message}", file.display())),
+        }
+    }
+
+    fn duration(
+        &mut self,
+        dotted: &str,
+        said: Option<String>,
+        default_seconds: u64,
+        least: Duration,
+    ) -> Option<Duration> {
+        let Some(said) = said else {
+            return Some(Duration::from_secs(default_seconds));
+        };
+        let wrong = match humantime::parse_duration(&said) {
+            Ok(duration) if (least..=LONGEST).contains(&duration) => return Some(duration),
+            Ok(duration) if duration < least => format!("is too short: at least {least:?}"),
+            Ok(_) => "is too long: at most 365d".to_owned(),
+            Err(_) => "is not a duration: must be numbers with units, such as 500ms, 60s or 1m30s"
+                .to_owned(),
+        };
+        self.refuse(&KeyPath::of(dotted), format!("{} {wrong}", quoted(&said)))
+    }
+
+    fn headers(
+        &mut self,
+        said: BTreeMap<String, HeaderFragment>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        for (name, values) in said {
+            let here = KeyPath::of("headers").key(&name);
+            let Ok(name) = name.parse::<HeaderName>() else {
+                self.refuse::<()>(&here, "is not a header's name: letters, digits and dashes");
+                continue;
+            };
+            if FRAMING.contains(&name) {
+                self.refuse::<()>(&here, "can't be set: HTTP itself needs this header");
+                continue;
+            }
+            let (values, many) = match values {
+                HeaderFragment::One(value) => (vec![value], false),
+                HeaderFragment::Many(values) => (values, true),
+            };
+            for (index, value) in values.into_iter().enumerate() {
+                match value.parse::<HeaderValue>() {
+                    Ok(value) => headers.push((name.clone(), value)),
+                    Err(_) => {
+                        let here = if many { here.item(index) } else { here.clone() };
+                        let message = "holds a character that no header can, such as a line's end";
+                        self.refuse::<()>(&here, message);
+                    }
+                }
+            }
+        }
+        headers
+    }
+}
+
+fn log(said: LogFragment) -> LogSettings {
+    LogSettings {
+        level: said.level.unwrap_or(LogLevel::Info),
+        format: said.format.unwrap_or(LogFormat::Auto),
+        access: said.access.unwrap_or(true),
+        fields: said.fields.unwrap_or_default().into_iter().collect(),
+    }
+}
+
+/// An IP address and a port, or a port alone, which is all interfaces of both families.
+pub(super) fn address(text: &str) -> Option<SocketAddr> {
+    match text.strip_prefix(':') {
+        Some(port) => format!("[::]:{port}").parse().ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// Whether a text is a path from the root. A NUL would end it halfway for the kernel.
+fn absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0')
+}
+
+/// A folder that systemd or the session named, the first if there are several. The XDG base
+/// directory specification has relative ones ignored.
+fn folder(sources: &Sources, variable: &str) -> Option<PathBuf> {
+    let first = sources.variable(variable)?.split(':').next()?;
+    absolute(first).then(|| first.into())
+}
+
+/// A password from a file, without the final newline, or what is wrong with the file.
+fn read_password(file: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(PASSWORD_LIMIT + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("can't be read: {error}"))?;
+    if bytes.len() as u64 > PASSWORD_LIMIT {
+        return Err(format!(
+            "is over {PASSWORD_LIMIT} bytes long: not a password"
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text")?;
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() {
+        Err("is empty".to_owned())
+    } else {
+        Ok(password.to_owned())
+    }
+}

@@ -1,0 +1,161 @@
+//! What one file or variable may say: the types that the schema is generated from.
+//!
+//! The doc comments here are what an editor shows, so they are written for the person who edits
+//! the file. Every key may be left out; one that is empty (`listen:`) says nothing.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::settings::{LogFormat, LogLevel, Role, Secret};
+
+/// The configuration of registry-agent: `/etc/registry-agent/config.yaml`, the files in
+/// `config.d/` beside it, and `REGISTRY_AGENT_*` environment variables, of which the last to name
+/// a key wins.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "registry-agent")]
+pub(super) struct Fragment {
+    /// What this agent does. Default: mirror.
+    pub role: Option<Role>,
+    /// Where the registry listens: an IP address and a port; `:5000` is all interfaces. Default:
+    /// 127.0.0.1:5000.
+    #[schemars(example = &"127.0.0.1:5000")]
+    pub listen: Option<String>,
+    /// Where `/healthz`, `/readyz`, `/metrics` and `/status` are: a Unix socket's path after
+    /// `unix:`, or a loopback address and a port. Default: `admin.sock` in the runtime folder that
+    /// systemd or the session gives, else in the storage's root.
+    #[schemars(example = &"unix:/run/registry-agent/admin.sock", example = &"127.0.0.1:5001")]
+    pub admin: Option<String>,
+    /// Where images are kept.
+    pub storage: Option<StorageFragment>,
+    /// The registries that are mirrored, each once. Default: docker.io, anonymously.
+    // A hole is an item that did not pass the schema: the items beside it are still checked.
+    #[schemars(with = "Option<Vec<UpstreamFragment>>")]
+    pub upstreams: Option<Vec<Option<UpstreamFragment>>>,
+    /// When a cached tag is asked for again.
+    pub freshness: Option<FreshnessFragment>,
+    /// How long an upstream may take.
+    pub timeouts: Option<TimeoutsFragment>,
+    /// How the storage is probed.
+    pub health: Option<HealthFragment>,
+    /// Headers that are added to every answer of the registry: a value or a list of values by name.
+    pub headers: Option<BTreeMap<String, HeaderFragment>>,
+    /// What is logged, and how.
+    pub log: Option<LogFragment>,
+    /// How long running answers may go on after SIGTERM. Default: 30s.
+    #[schemars(example = &"30s")]
+    pub drain: Option<String>,
+}
+
+/// Where images are kept.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StorageFragment {
+    /// A local folder in the layout of the CNCF distribution registry.
+    pub filesystem: Option<FilesystemFragment>,
+}
+
+/// A local folder in the layout of the CNCF distribution registry.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FilesystemFragment {
+    /// The folder that holds `docker/registry/v2`, from `/`. Default: the state folder that systemd
+    /// or the session gives.
+    #[schemars(example = &"/var/lib/registry-agent")]
+    pub root: Option<String>,
+}
+
+/// One registry that is mirrored.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpstreamFragment {
+    /// The name that clients know it by.
+    #[schemars(example = &"docker.io", example = &"ghcr.io")]
+    pub registry: String,
+    /// Where its API is. Default: the registry's own name by https.
+    #[schemars(example = &"https://registry-1.docker.io")]
+    pub url: Option<String>,
+    /// What it is asked as. Default: anonymously.
+    pub credentials: Option<CredentialsFragment>,
+}
+
+/// A user name with a password, or with a file that holds it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CredentialsFragment {
+    /// The account.
+    #[schemars(example = &"alice")]
+    pub username: String,
+    /// The password or access token itself. Better: `password_file`.
+    #[schemars(with = "Option<String>", extend("writeOnly" = true))]
+    pub password: Option<Secret>,
+    /// A file that holds the password or access token and nothing else; a path that does not begin
+    /// with `/` is beside the file that says it.
+    #[schemars(example = &"/etc/registry-agent/docker.io.password")]
+    pub password_file: Option<String>,
+}
+
+/// When a cached tag is asked for again.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FreshnessFragment {
+    /// How long a tag is served without asking the upstream. Default: 60s.
+    #[schemars(example = &"60s")]
+    pub window: Option<String>,
+    /// How long the upstream may take to confirm it before what is cached is served. Default: 1s.
+    #[schemars(example = &"1s")]
+    pub deadline: Option<String>,
+}
+
+/// How long an upstream may take, for all but the confirmation of a cached tag.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TimeoutsFragment {
+    /// To accept a connection. Default: 5s.
+    #[schemars(example = &"5s")]
+    pub connect: Option<String>,
+    /// From a request to the head of its answer. Default: 15s.
+    #[schemars(example = &"15s")]
+    pub headers: Option<String>,
+    /// Between two pieces of a body, after which a download goes on by a new request. Default: 15s.
+    #[schemars(example = &"15s")]
+    pub idle: Option<String>,
+}
+
+/// How the storage is probed.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HealthFragment {
+    /// Time between two probes. Default: 10s.
+    #[schemars(example = &"10s")]
+    pub interval: Option<String>,
+    /// Failed probes in a row before the agent is not ready. Default: 3.
+    #[schemars(range(min = 1))]
+    pub threshold: Option<u32>,
+}
+
+/// A header's value, or several.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum HeaderFragment {
+    /// One value.
+    One(String),
+    /// The header once for each value.
+    Many(Vec<String>),
+}
+
+/// What is logged, and how.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogFragment {
+    /// The least severe level that is logged. Default: info.
+    pub level: Option<LogLevel>,
+    /// The form. Default: auto.
+    pub format: Option<LogFormat>,
+    /// Whether each request is logged. Default: true.
+    pub access: Option<bool>,
+    /// Fields added to every line.
+    pub fields: Option<BTreeMap<String, String>>,
+}
