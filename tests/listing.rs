@@ -122,7 +122,7 @@ fn the_catalog_is_what_is_cached() {
         "library/a/inner",
         "library/b",
         "registry.test/owner/app",
-        "zoo",
+        "zoo/app",
     ];
     assert_eq!(names(), json!([all]));
     for (target, expected) in [

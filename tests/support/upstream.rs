@@ -99,11 +99,10 @@ impl Shared {
             sent: 0,
             complete: false,
         });
+        let admitted = self.content.lock().expect("content").admits(request);
         let mut rules = self.rules.lock().expect("rules");
-        (
-            exchanges.len() - 1,
-            Plan::of(&mut rules, &request.method, &request.path),
-        )
+        let plan = Plan::of(&mut rules, &request.method, &request.path, admitted);
+        (exchanges.len() - 1, plan)
     }
 
     fn answer(&self, request: &Request, plan: &Plan) -> Answer {
@@ -233,6 +232,11 @@ impl Upstream {
     /// Where its API is.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where it sends clients for tokens.
+    pub fn realm(&self) -> String {
+        self.content().realm.clone()
     }
 
     /// Refuses connections, and closes those that are open.
