@@ -1,9 +1,11 @@
 //! `registry-agent run`, put together: listen, serve, reload, drain.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -68,7 +70,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     let settings = Arc::new(loaded.settings);
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
-    let listener = TcpListener::bind(settings.listen).await;
+    let listener = bind(settings.listen).await;
     let listener = listener.map_err(|e| listen_error("listen", settings.listen.to_string(), e))?;
     let Storage::Filesystem { root } = &settings.storage;
     let store = Store::open(root)?;
@@ -164,6 +166,23 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Listens on `address`. All interfaces means all that there are: a kernel or container without
+/// IPv6 has no `[::]`.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let error = match TcpListener::bind(address).await {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    if address.ip() == Ipv6Addr::UNSPECIFIED
+        && matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
+    {
+        tracing::info!("no IPv6 here: listening on all IPv4 interfaces");
+        return TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    Err(error)
 }
 
 fn listen_error(key: &'static str, address: String, source: io::Error) -> AgentError {

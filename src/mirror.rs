@@ -206,13 +206,19 @@ impl Mirror {
             return Ok(BlobContent::stored(blob));
         }
         self.0.metrics.blob_misses.inc();
-        let fill = self.0.fills.join(self, source, digest);
-        if *fill.repository() != source.stored
-            && !self.0.store.has_layer(&source.stored, digest).await?
-        {
-            self.ask_for_blob(source, digest).await?;
+        loop {
+            let fill = self.0.fills.join(self, source, digest);
+            let of_another = *fill.repository() != source.stored;
+            if of_another && !self.0.store.has_layer(&source.stored, digest).await? {
+                self.ask_for_blob(source, digest).await?;
+            }
+            match BlobContent::filling(fill).await {
+                // What the upstream does not have for another repository it may have for this one,
+                // and has just said so.
+                Err(MirrorError::BlobUnknown(_)) if of_another => {}
+                content => return content,
+            }
         }
-        BlobContent::filling(fill).await
     }
 
     /// The size of a blob in bytes, where it is known, without downloading it.

@@ -23,8 +23,14 @@ const LIMIT: usize = 1024 * 1024;
 /// Asks the running agent. Exit code 0: ready; 3: running, not ready; 1: not to be reached; 2: the
 /// configuration.
 pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
-    let settings = match config::load(sources) {
-        Ok(loaded) => loaded.settings,
+    let unnamed = sources.config.is_none() && sources.distribution.is_none();
+    let admin = match config::load(sources) {
+        Ok(loaded) => loaded.settings.admin,
+        // The running agent has read its configuration; whoever asks may not be allowed to (a
+        // password file), or it has been broken since.
+        Err(_) if unnamed && Path::new(UNIT_SOCKET).exists() => {
+            AdminAddress::Unix(UNIT_SOCKET.into())
+        }
         Err(errors) => return fail(&errors, 2),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -35,7 +41,7 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let answer = runtime.block_on(async {
-        match tokio::time::timeout(DEADLINE, ask(&settings.admin)).await {
+        match tokio::time::timeout(DEADLINE, ask(&admin)).await {
             Ok(answer) => answer,
             Err(_) => Err("it did not answer in 5s".into()),
         }
@@ -44,9 +50,8 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
         Ok(body) => body,
         Err(error) => {
             let error = format!(
-                "can't ask the agent at {}: {error}\nIs it running? `systemctl status \
-                 registry-agent`; if it has a configuration of its own, name it with --config.",
-                settings.admin
+                "can't ask the agent at {admin}: {error}\nIs it running? `systemctl status \
+                 registry-agent`; if it has a configuration of its own, name it with --config."
             );
             return fail(&error, 1);
         }
@@ -54,10 +59,7 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
     let status: Status = match serde_json::from_slice(&body) {
         Ok(status) => status,
         Err(error) => {
-            return fail(
-                &format!("{} answered something else: {error}", settings.admin),
-                1,
-            );
+            return fail(&format!("{admin} answered something else: {error}"), 1);
         }
     };
     print(&if json {
