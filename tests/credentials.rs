@@ -67,15 +67,27 @@ fn a_token_server_elsewhere_never_gets_the_credentials() {
     let hub = hub_with(&image, Upstream::options().foreign_realm());
     let realm = hub.realm();
     // Who comes without credentials has none to lose.
-    Setup::mirror(&hub).start().pull("library/app", "latest", &image);
+    Setup::mirror(&hub)
+        .start()
+        .pull("library/app", "latest", &image);
     let agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
     let reply = agent.get("/v2/library/app/manifests/latest");
     reply.assert_error(503, "UNAVAILABLE");
-    let said = reply.json()["errors"][0]["message"].as_str().unwrap().to_owned();
-    assert!(said.contains(&realm) && said.contains("credentials"), "{said}");
+    let said = reply.json()["errors"][0]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        said.contains(&realm) && said.contains("credentials"),
+        "{said}"
+    );
     let asked = hub.asked("GET", "/token");
     assert!(!asked.is_empty() && asked.iter().all(|asked| asked.role == Role::Cdn));
-    assert!(asked.iter().all(|asked| asked.header("authorization").is_none()));
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.header("authorization").is_none())
+    );
 }
 
 #[test]

@@ -150,7 +150,12 @@ fn what_does_not_verify_is_never_served_whole_nor_kept() {
 
 #[test]
 fn a_download_that_can_not_be_finished_ends_short_and_the_next_one_recovers() {
-    let faults = [Fault::Status(503), Fault::Status(404), Fault::HangHeaders, Fault::Cut(0)];
+    let faults = [
+        Fault::Status(503),
+        Fault::Status(404),
+        Fault::HangHeaders,
+        Fault::Cut(0),
+    ];
     // Side by side, since each waits for the agent's last attempt.
     std::thread::scope(|scope| {
         for then in faults {
@@ -169,8 +174,16 @@ fn ends_short(then: Fault) {
     hub.fault(ALWAYS, On::get(&blob.digest), then);
     gate.open();
     let reply = reader.finish();
-    assert!(!reply.complete, "{} bytes of {}", reply.body.len(), blob.len());
-    assert!(reply.body == blob.bytes[KIB..KIB + reply.body.len()], "what came was right");
+    assert!(
+        !reply.complete,
+        "{} bytes of {}",
+        reply.body.len(),
+        blob.len()
+    );
+    assert!(
+        reply.body == blob.bytes[KIB..KIB + reply.body.len()],
+        "what came was right"
+    );
     assert!(!agent.stored_blob(&blob.digest).exists());
     hub.heal();
     agent.get(&target(&blob)).assert_is(&blob.bytes);

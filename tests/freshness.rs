@@ -141,8 +141,15 @@ fn a_hanging_upstream_costs_the_deadline_and_not_the_answer() {
             let warning = reply.header("warning").unwrap_or_default();
             assert!(warning.starts_with("110 "), "{part}: {warning:?}");
         }
-        let hanging = hub.exchanges().into_iter().rfind(|exchange| exchange.path.contains(part));
-        assert_eq!(hanging.map(|exchange| exchange.status), Some(0), "never answered");
+        let hanging = hub
+            .exchanges()
+            .into_iter()
+            .rfind(|exchange| exchange.path.contains(part));
+        assert_eq!(
+            hanging.map(|exchange| exchange.status),
+            Some(0),
+            "never answered"
+        );
     }
 }
 

@@ -28,7 +28,10 @@ fn the_admin_endpoints_are_on_the_admin_listener_only() {
     ] {
         let reply = agent.admin().get(target);
         let found = reply.header("content-type").unwrap_or_default();
-        assert!(reply.status == 200 && found.starts_with(media_type), "{target}: {found}");
+        assert!(
+            reply.status == 200 && found.starts_with(media_type),
+            "{target}: {found}"
+        );
         assert_eq!(
             agent.get(target).status,
             404,
@@ -196,7 +199,6 @@ fn what_can_not_be_used_is_named_and_nothing_is_served() {
         file.display().to_string(),
         file.join("store").display().to_string(),
     );
-    let absent = folder.path().join("absent").display().to_string();
     for (key, value, code) in [
         ("listen", taken.as_str(), 1),
         ("admin", &taken, 1),
@@ -206,7 +208,6 @@ fn what_can_not_be_used_is_named_and_nothing_is_served() {
         ("storage.filesystem.root", "/proc/store", 1),
         ("freshness.window", "a while", 2),
         ("log.level", "loud", 2),
-        ("upstreams", &absent, 2),
     ] {
         let Exit { status, log } = Setup::mirror(&hub).set(key, value).run();
         assert_eq!(status.code(), Some(code), "{key}: {value}: {log}");
@@ -299,10 +300,17 @@ fn without_any_configuration_it_is_a_mirror_on_127_0_0_1_port_5000() {
         let root = agent.request("GET", "/").try_open();
         root.is_ok_and(|answer| answer.status == 200)
     });
-    agent.get("/v2/library/busybox/manifests/latest").assert_error(503, "UNAVAILABLE");
+    agent
+        .get("/v2/library/busybox/manifests/latest")
+        .assert_error(503, "UNAVAILABLE");
     let stored = agent.folder().join(".local/state/registry-agent");
     assert!(stored.is_dir(), "its state is in {}", stored.display());
     let shown = agent.command(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&shown.stdout).unwrap();
-    assert_eq!(status["role"], "mirror", "{}", String::from_utf8_lossy(&shown.stderr));
+    assert_eq!(
+        status["role"],
+        "mirror",
+        "{}",
+        String::from_utf8_lossy(&shown.stderr)
+    );
 }
