@@ -105,6 +105,28 @@ fn downloading(drain: &str) -> (Upstream, Agent, Blob, Gate, Response) {
     (hub, agent, blob, gate, response)
 }
 
+#[test]
+fn the_log_tells_a_whole_answer_from_one_whose_client_left() {
+    let (_hub, agent, blob, gate, response) = downloading("60s");
+    let ended = |how: &str| {
+        let log = agent.log();
+        let mut requests = log.lines().filter(|line| line.contains(&blob.digest));
+        requests.any(|line| line.contains(&format!(r#""end":"{how}""#)))
+    };
+    drop(response);
+    eventually(PATIENCE, "the client that left is logged", || {
+        ended("client left")
+    });
+    assert!(!ended("complete"), "{}", agent.log());
+    gate.open();
+    agent
+        .get(&format!("/v2/library/app/blobs/{}", blob.digest))
+        .assert_is(&blob.bytes);
+    eventually(PATIENCE, "the client that got all is logged", || {
+        ended("complete")
+    });
+}
+
 fn refuses_connections(agent: &Agent) {
     eventually(PATIENCE, "connections are refused", || {
         agent.registry().connect().is_err()
