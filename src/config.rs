@@ -20,7 +20,7 @@ mod schema;
 mod settings;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use error::Errors;
 pub use schema::schema;
@@ -52,21 +52,19 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
 
     let mut merged = Merged::default();
     let mut layers = Vec::new();
-    match &sources.distribution {
-        Some(file) => {
-            if let Some(ours) = &sources.config {
-                errors.push(error::Remark::new(
-                    &error::Place::File(ours.clone()),
-                    "",
-                    "--config and --distribution-config are given: only one can say what to do",
-                ));
-            }
-            merged = distribution::read(file, sources, &mut files, &mut warnings, &mut errors);
+    if let Some(file) = &sources.distribution {
+        if let Some(ours) = &sources.config {
+            errors.push(error::Remark::new(
+                &error::Place::File(ours.clone()),
+                "",
+                "--config and --distribution-config are given: only one can say what to do",
+            ));
         }
-        None => {
-            let config = sources.config.as_deref();
-            layers = source::files(config, &mut files, &mut warnings, &mut errors);
-        }
+        merged = distribution::read(file, sources, &mut files, &mut warnings, &mut errors);
+    } else {
+        let main = sources.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        let must_exist = sources.config.is_some();
+        layers = source::files(main, must_exist, &mut files, &mut warnings, &mut errors);
     }
     layers.extend(source::variables(sources, &schema, &mut errors));
     for layer in layers {

@@ -51,3 +51,34 @@ fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_report_says_what_would_run_and_no_password() {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/every-key");
+        let sources = Sources {
+            config: Some(case.join("config.yaml")),
+            distribution: None,
+            environment: Vec::new(),
+        };
+        let mut out = Vec::new();
+        report(&mut out, &config::load(&sources).unwrap()).unwrap();
+        let out = String::from_utf8(out)
+            .unwrap()
+            .replace(case.to_str().unwrap(), "$CASE");
+        let expected = "\
+            file: $CASE/config.yaml\n\
+            role: mirror\n\
+            listen: [::]:5000\n\
+            admin: 127.0.0.1:5001\n\
+            storage: /srv/images\n\
+            upstream: docker.io at https://registry-1.docker.io as alice\n\
+            upstream: ghcr.io at https://ghcr.io anonymously\n\
+            upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n";
+        assert_eq!(out, expected);
+    }
+}

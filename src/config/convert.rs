@@ -30,7 +30,7 @@ pub(super) const DOCKER_HUB_URL: &str = "https://registry-1.docker.io";
 const SOCKET_PATH_LIMIT: usize = 107;
 
 /// A longer wait is a mistake, and clocks add it without overflow.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// A password file that is longer is something else: a log, a disk.
 const PASSWORD_LIMIT: u64 = 64 * 1024;
@@ -234,15 +234,13 @@ impl Conversion<'_> {
         let list = KeyPath::of("upstreams");
         let Some(said) = said else {
             let registry = RegistryHost::docker_hub();
-            let url = self.url(&list, &registry, None);
-            return url
-                .map(|url| UpstreamSettings {
-                    registry,
-                    url,
-                    credentials: None,
-                })
-                .into_iter()
-                .collect();
+            let url = self.url(&list, &default_url(&registry));
+            let hub = url.map(|url| UpstreamSettings {
+                registry,
+                url,
+                credentials: None,
+            });
+            return hub.into_iter().collect();
         };
         if said.is_empty() {
             let message = "the list is empty; must name at least one registry, or be left out for \
@@ -254,27 +252,14 @@ impl Conversion<'_> {
         for (index, upstream) in said.into_iter().enumerate() {
             let Some(upstream) = upstream else { continue };
             let here = list.item(index);
-            let registry = match upstream.registry.parse::<RegistryHost>() {
-                Ok(registry) => registry,
-                Err(error) => {
-                    let message = error.to_string();
-                    self.refuse::<()>(&here.key("registry"), message);
-                    // Only the default URL depends on it.
-                    RegistryHost::docker_hub()
-                }
+            let registry = self.registry(&here, &upstream.registry, &mut first);
+            let url = upstream.url.or_else(|| registry.as_ref().map(default_url));
+            let url = url.and_then(|url| self.url(&here, &url));
+            let credentials = match upstream.credentials {
+                None => Some(None),
+                Some(said) => self.credentials(&here, said).map(Some),
             };
-            if let Some(before) = first.get(&registry) {
-                let message = format!("{registry} is already {before}: name each registry once");
-                self.refuse::<()>(&here.key("registry"), message);
-            }
-            let url = self.url(&here, &registry, upstream.url);
-            let credentials = upstream
-                .credentials
-                .map(|said| self.credentials(&here, said));
-            first.entry(registry.clone()).or_insert(here);
-            if let (Some(url), Some(credentials)) =
-                (url, credentials.map_or(Some(None), |c| c.map(Some)))
-            {
+            if let (Some(registry), Some(url), Some(credentials)) = (registry, url, credentials) {
                 upstreams.push(UpstreamSettings {
                     registry,
                     url,
@@ -285,27 +270,34 @@ impl Conversion<'_> {
         upstreams
     }
 
-    fn url(
+    fn registry(
         &mut self,
         upstream: &KeyPath,
-        registry: &RegistryHost,
-        said: Option<String>,
-    ) -> Option<Url> {
+        said: &str,
+        first: &mut BTreeMap<RegistryHost, KeyPath>,
+    ) -> Option<RegistryHost> {
+        let path = upstream.key("registry");
+        let registry = match said.parse::<RegistryHost>() {
+            Ok(registry) => registry,
+            Err(error) => return self.refuse(&path, error.to_string()),
+        };
+        if let Some(before) = first.get(&registry) {
+            let message = format!("{registry} is already {before}: name each registry once");
+            return self.refuse(&path, message);
+        }
+        first.insert(registry.clone(), upstream.clone());
+        Some(registry)
+    }
+
+    fn url(&mut self, upstream: &KeyPath, said: &str) -> Option<Url> {
         let path = upstream.key("url");
-        let said = said.unwrap_or_else(|| {
-            if registry.is_docker_hub() {
-                DOCKER_HUB_URL.to_owned()
-            } else {
-                format!("https://{registry}")
-            }
-        });
         // What stands before an @ or after a ? may be a secret.
         let shown = if said.contains(['@', '?']) {
             "the URL".to_owned()
         } else {
-            quoted(&said)
+            quoted(said)
         };
-        let url = Url::parse(&said);
+        let url = Url::parse(said);
         let wrong = match &url {
             Err(error) => format!("is not a URL ({error})"),
             Ok(url) if !matches!(url.scheme(), "http" | "https") => {
@@ -415,13 +407,12 @@ impl Conversion<'_> {
                 HeaderFragment::Many(values) => (values, true),
             };
             for (index, value) in values.into_iter().enumerate() {
-                match value.parse::<HeaderValue>() {
-                    Ok(value) => headers.push((name.clone(), value)),
-                    Err(_) => {
-                        let here = if many { here.item(index) } else { here.clone() };
-                        let message = "holds a character that no header can, such as a line's end";
-                        self.refuse::<()>(&here, message);
-                    }
+                if let Ok(value) = value.parse::<HeaderValue>() {
+                    headers.push((name.clone(), value));
+                } else {
+                    let here = if many { here.item(index) } else { here.clone() };
+                    let message = "holds a character that no header can, such as a line's end";
+                    self.refuse::<()>(&here, message);
                 }
             }
         }
@@ -435,6 +426,15 @@ fn log(said: LogFragment) -> LogSettings {
         format: said.format.unwrap_or(LogFormat::Auto),
         access: said.access.unwrap_or(true),
         fields: said.fields.unwrap_or_default().into_iter().collect(),
+    }
+}
+
+/// Where a registry's API is if nothing else is said.
+fn default_url(registry: &RegistryHost) -> String {
+    if registry.is_docker_hub() {
+        DOCKER_HUB_URL.to_owned()
+    } else {
+        format!("https://{registry}")
     }
 }
 

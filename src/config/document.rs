@@ -54,6 +54,16 @@ pub(super) fn parse_value(
     }
 }
 
+/// Reads a variable's value, if it is YAML that JSON has words for.
+pub(super) fn lenient(text: &str) -> Option<Value> {
+    convert(
+        yaml(text).ok()?,
+        &KeyPath::default(),
+        &Place::Default,
+        &mut Vec::new(),
+    )
+}
+
 /// The text that a variable's value is where only a text is taken: what stands in YAML's quotes,
 /// or, without quotes, every character (`[::]:5000`, `0123`).
 pub(super) fn plain_text(raw: &str) -> String {
@@ -89,7 +99,7 @@ fn syntax(error: &serde_yaml::Error) -> String {
         );
     }
     let hint = if message.contains("while parsing a flow node") {
-        ": a text that begins with `[` or `{`, such as `[::]:5000`, must be in quotes"
+        ": a text with YAML's own characters in it, such as `[::]:5000`, must be in quotes"
     } else if message.contains("cannot start any token") {
         ": indent with spaces, not tabs, and put a text that begins with `@`, `%` or a backtick in \
          quotes"
@@ -206,7 +216,7 @@ mod tests {
             ),
             (
                 "a: 1\nlisten: [::]:5000",
-                ": not YAML: did not find expected node content at line 2 column 10, while parsing a flow node: a text that begins with `[`",
+                ": not YAML: did not find expected node content at line 2 column 10, while parsing a flow node: a text with YAML's own characters",
             ),
             (
                 "a:\n\t- b",

@@ -31,10 +31,10 @@ pub(super) struct Remark {
 }
 
 impl Remark {
-    pub fn new(place: &Place, key: impl ToString, message: impl Into<String>) -> Self {
+    pub fn new(place: &Place, key: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             place: place.clone(),
-            key: key.to_string(),
+            key: key.into(),
             message: message.into(),
         }
     }
@@ -116,6 +116,12 @@ impl KeyPath {
     /// Whether this is `other` or within it.
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.starts_with(&other.0)
+    }
+}
+
+impl From<&KeyPath> for String {
+    fn from(path: &KeyPath) -> Self {
+        path.to_string()
     }
 }
 

@@ -90,6 +90,7 @@ fn overlay(
                 let below = below.entry(key).or_insert(Value::Null);
                 if !below.is_object() {
                     *below = Value::Object(Map::new());
+                    origins.insert(here.clone(), origin.clone());
                 }
                 if let Value::Object(below) = below {
                     overlay(below, members, &here, origin, origins);

@@ -95,20 +95,19 @@ pub(super) struct Layer {
     pub members: Map<String, Value>,
 }
 
-/// The configuration file, if it is there, then its drop-ins in name order.
+/// The configuration file, and its drop-ins in name order.
 ///
 /// Each file that is there is added to `read`. Returns what could be read, with a remark on what
 /// could not, and on what a person may have thought would be read.
 pub(super) fn files(
-    config: Option<&Path>,
+    main: &Path,
+    must_exist: bool,
     read: &mut Vec<PathBuf>,
     warnings: &mut Vec<Remark>,
     remarks: &mut Vec<Remark>,
 ) -> Vec<Layer> {
-    let main = config.unwrap_or(Path::new(DEFAULT_FILE));
     let mut layers = Vec::new();
-    let absent_is_fine = config.is_none();
-    if !(absent_is_fine && is_absent(main)) {
+    if must_exist || !is_absent(main) {
         layers.extend(file(main, read, remarks));
     }
     for path in drop_ins(&main.with_file_name(DROP_INS), warnings, remarks) {
@@ -121,12 +120,7 @@ fn is_absent(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Reads one file that must be there.
-pub(super) fn file(
-    path: &Path,
-    read: &mut Vec<PathBuf>,
-    remarks: &mut Vec<Remark>,
-) -> Option<Layer> {
+fn file(path: &Path, read: &mut Vec<PathBuf>, remarks: &mut Vec<Remark>) -> Option<Layer> {
     let place = Place::File(path.to_owned());
     let text = match read_text(path) {
         Ok(text) => text,
@@ -220,5 +214,48 @@ pub(super) fn nested(keys: &[String], value: Value) -> Map<String, Value> {
     match keys.iter().rev().fold(value, wrap) {
         Value::Object(members) => members,
         _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_file_may_be_absent_and_its_drop_ins_still_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let main = folder.path().join("config.yaml");
+        let load = |must_exist| {
+            let (mut read, mut remarks) = (Vec::new(), Vec::new());
+            let layers = files(&main, must_exist, &mut read, &mut Vec::new(), &mut remarks);
+            (layers.len(), read.len(), remarks.len())
+        };
+        assert_eq!(load(false), (0, 0, 0));
+        assert_eq!(load(true), (0, 0, 1));
+        fs::create_dir(folder.path().join(DROP_INS)).unwrap();
+        std::os::unix::fs::symlink("/dev/null", folder.path().join(DROP_INS).join("a.yaml"))
+            .unwrap();
+        assert_eq!(load(false), (1, 1, 0));
+        std::os::unix::fs::symlink("/nowhere/at/all", &main).unwrap();
+        assert_eq!(
+            load(false),
+            (1, 1, 1),
+            "a link to nothing is not a file that is absent"
+        );
+    }
+
+    #[test]
+    fn a_variable_that_is_not_text_is_refused() {
+        let sources = Sources {
+            config: None,
+            distribution: None,
+            environment: vec![("REGISTRY_AGENT_DRAIN".to_owned(), "5\u{fffd}".to_owned())],
+        };
+        let mut remarks = Vec::new();
+        assert!(variables(&sources, &schema::schema(), &mut remarks).is_empty());
+        assert_eq!(
+            remarks[0].to_string(),
+            "REGISTRY_AGENT_DRAIN (environment): its value is not UTF-8 text"
+        );
     }
 }

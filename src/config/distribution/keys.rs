@@ -1,0 +1,431 @@
+//! Distribution's keys: what becomes of each. Source: distribution `configuration/configuration.go`
+//! and its reference, versions 2.8 and 3.0.
+
+use serde_json::Value;
+
+use super::super::convert::address;
+use super::super::error::quoted;
+use super::{Leaf, Translation, text};
+
+/// What becomes of a key.
+pub(super) enum Rule {
+    /// It is taken over.
+    Honoured(fn(&mut Translation<'_>, &Leaf<'_>)),
+    /// Something else is done, which is said once, unless it is what the value asks for.
+    Instead {
+        unless: &'static [&'static str],
+        instead: &'static str,
+    },
+    /// To ignore it would be unsafe, or not what was meant.
+    Refused(&'static str),
+}
+
+use Rule::{Honoured, Refused};
+
+const fn instead(instead: &'static str) -> Rule {
+    Rule::Instead {
+        unless: &[],
+        instead,
+    }
+}
+
+const fn unless(unless: &'static [&'static str], instead: &'static str) -> Rule {
+    Rule::Instead { unless, instead }
+}
+
+const NO_OTHER_STORAGE: Rule = Refused("this version stores only on a filesystem");
+
+/// A key stands for all that is within it, except where a longer one says otherwise.
+const KEYS: &[(&str, Rule)] = &[
+    ("version", Honoured(version)),
+    ("log.level", Honoured(log_level)),
+    ("log.formatter", Honoured(log_formatter)),
+    ("log.fields", Honoured(log_field)),
+    ("log.accesslog.disabled", Honoured(log_access)),
+    (
+        "log.hooks",
+        instead("no mail is sent: watch /metrics, or the log, from outside"),
+    ),
+    (
+        "log.reportcaller",
+        unless(
+            &["false"],
+            "the log names what was done, not the line of code",
+        ),
+    ),
+    ("loglevel", Honoured(log_level)),
+    (
+        "storage.filesystem",
+        instead("only rootdirectory has a meaning here"),
+    ),
+    ("storage.filesystem.rootdirectory", Honoured(root_directory)),
+    (
+        "storage.filesystem.maxthreads",
+        instead("the agent limits its threads by itself"),
+    ),
+    ("storage.s3", NO_OTHER_STORAGE),
+    ("storage.s3aws", NO_OTHER_STORAGE),
+    ("storage.gcs", NO_OTHER_STORAGE),
+    ("storage.azure", NO_OTHER_STORAGE),
+    ("storage.swift", NO_OTHER_STORAGE),
+    ("storage.oss", NO_OTHER_STORAGE),
+    ("storage.inmemory", NO_OTHER_STORAGE),
+    (
+        "storage.cache",
+        instead("not used: the kernel's page cache holds what is asked for often"),
+    ),
+    (
+        "storage.delete",
+        unless(
+            &["false"],
+            "clients can't delete from a mirror; registry:2 as a proxy refuses deletes as well",
+        ),
+    ),
+    (
+        "storage.redirect",
+        unless(&["true"], "blobs are always served by the agent itself"),
+    ),
+    (
+        "storage.maintenance.uploadpurging",
+        unless(
+            &["false"],
+            "a mirror takes no uploads, so that none are left over",
+        ),
+    ),
+    (
+        "storage.maintenance.readonly",
+        unless(
+            &["false"],
+            "a mirror takes no pushes, but goes on storing what it fetches",
+        ),
+    ),
+    (
+        "storage.tag",
+        instead("the agent limits its concurrency by itself"),
+    ),
+    (
+        "auth",
+        Refused("this version does not ask clients who they are: it would let everybody in"),
+    ),
+    ("auth.none", instead("takes no parameters")),
+    (
+        "middleware",
+        instead("not used: the agent has no middleware"),
+    ),
+    (
+        "reporting",
+        instead("nothing is sent to Bugsnag or New Relic: watch the log and /metrics"),
+    ),
+    ("http.addr", Honoured(http_address)),
+    ("http.net", Honoured(http_net)),
+    (
+        "http.prefix",
+        unless(&["/"], "not used: the API is at /v2/"),
+    ),
+    (
+        "http.host",
+        instead("not used: every Location is relative, and right behind any proxy"),
+    ),
+    (
+        "http.secret",
+        instead("not needed: a mirror takes no uploads, whose state it would sign"),
+    ),
+    (
+        "http.relativeurls",
+        unless(&["true"], "every Location is relative in any case"),
+    ),
+    ("http.draintimeout", Honoured(drain)),
+    ("http.headers", Honoured(header)),
+    (
+        "http.tls",
+        instead("not used: this version serves plain HTTP"),
+    ),
+    ("http.tls.certificate", Refused(NO_TLS)),
+    ("http.tls.clientcas", Refused(NO_TLS)),
+    (
+        "http.tls.letsencrypt",
+        instead(
+            "no certificate is requested: this version serves plain HTTP; put a TLS proxy before it",
+        ),
+    ),
+    ("http.debug.addr", Honoured(debug_address)),
+    (
+        "http.debug.prometheus",
+        unless(
+            &["true", "/metrics"],
+            "metrics are always on, at /metrics of the admin listener",
+        ),
+    ),
+    ("http.http2", unless(&["false"], "HTTP/2 is always offered")),
+    (
+        "http.h2c",
+        unless(&["true"], "HTTP/2 is always offered, without TLS as well"),
+    ),
+    (
+        "notifications",
+        instead("no notification is sent to any endpoint"),
+    ),
+    ("redis", instead("not used: no Redis is needed")),
+    (
+        "health.storagedriver.enabled",
+        unless(&["true"], "the storage is probed in any case"),
+    ),
+    ("health.storagedriver.interval", Honoured(health_interval)),
+    ("health.storagedriver.threshold", Honoured(health_threshold)),
+    (
+        "health.file",
+        instead("not used: /readyz of the admin listener says whether the agent is ready"),
+    ),
+    (
+        "health.http",
+        instead("not used: the agent's health does not depend on other servers"),
+    ),
+    (
+        "health.tcp",
+        instead("not used: the agent's health does not depend on other servers"),
+    ),
+    ("proxy.remoteurl", Honoured(proxy)),
+    ("proxy.username", Honoured(proxy)),
+    ("proxy.password", Honoured(proxy)),
+    (
+        "proxy.ttl",
+        instead(
+            "nothing is removed by its age; a tag is confirmed by the upstream after \
+             freshness.window (REGISTRY_AGENT_FRESHNESS__WINDOW)",
+        ),
+    ),
+    (
+        "proxy.exec",
+        Refused("the agent runs no credential helpers: use proxy.username and proxy.password"),
+    ),
+    (
+        "compatibility",
+        instead("not used: a mirror takes no pushes"),
+    ),
+    (
+        "validation",
+        instead("not used: a mirror serves what its upstream has, byte for byte"),
+    ),
+    (
+        "policy",
+        instead("not used: a mirror serves what its upstream has"),
+    ),
+    (
+        "catalog",
+        instead("not used: the agent has its own limit for /v2/_catalog"),
+    ),
+];
+
+const NO_TLS: &str = "this version does not serve TLS yet: put a TLS proxy before it and remove \
+                      the key";
+
+/// The rule for a value, by the longest key that leads to it.
+pub(super) fn lookup(keys: &[&str]) -> Option<&'static (&'static str, Rule)> {
+    (1..=keys.len()).rev().find_map(|depth| {
+        let dotted = keys[..depth].join(".");
+        KEYS.iter().find(|(key, _)| *key == dotted)
+    })
+}
+
+/// Whether there are known keys within this one.
+pub(super) fn is_section(keys: &[&str]) -> bool {
+    let within = keys.join(".") + ".";
+    KEYS.iter().any(|(key, _)| key.starts_with(&within))
+}
+
+fn version(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    if leaf.text().as_deref() != Some("0.1") {
+        to.error(
+            &leaf.path(),
+            format!("{} is not known; must be 0.1", shown(leaf)),
+        );
+    }
+}
+
+fn log_level(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    // The old key, which the new one replaces.
+    if leaf.keys == ["loglevel"] && to.has("log.level") {
+        return;
+    }
+    let level = leaf.text().unwrap_or_default().to_lowercase();
+    choose(
+        to,
+        leaf,
+        &level,
+        &["error", "warn", "info", "debug"],
+        &["log", "level"],
+    );
+}
+
+fn log_formatter(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let mut formatter = leaf.text().unwrap_or_default();
+    if formatter == "logstash" {
+        to.warn(
+            &leaf.path(),
+            "the log is plain JSON: there is no logstash form",
+        );
+        "json".clone_into(&mut formatter);
+    }
+    choose(to, leaf, &formatter, &["text", "json"], &["log", "format"]);
+}
+
+fn choose(to: &mut Translation<'_>, leaf: &Leaf<'_>, text: &str, of: &[&str], ours: &[&str]) {
+    if of.contains(&text) {
+        to.set(ours, text.into(), &leaf.path());
+    } else {
+        let message = format!(
+            "{} is not allowed; must be one of: {}",
+            shown(leaf),
+            of.join(", ")
+        );
+        to.error(&leaf.path(), message);
+    }
+}
+
+fn log_field(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    // A variable's underscores separate keys, and a field may be a mapping: one name of all of them.
+    let name = leaf.keys[2..].join("_");
+    if name.is_empty() {
+        return to.error(&leaf.path(), "must be a mapping of names to texts");
+    }
+    let value = leaf.text().unwrap_or_else(|| leaf.value.to_string());
+    to.set(&["log", "fields", &name], value.into(), &leaf.path());
+}
+
+fn log_access(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.boolean() {
+        Some(disabled) => to.set(&["log", "access"], (!disabled).into(), &leaf.path()),
+        None => to.error(
+            &leaf.path(),
+            format!("{} is neither true nor false", shown(leaf)),
+        ),
+    }
+}
+
+fn root_directory(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    set_text(to, leaf, &["storage", "filesystem", "root"], |text| text);
+}
+
+fn http_address(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    set_text(to, leaf, &["listen"], numeric);
+}
+
+fn http_net(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    if leaf.text().as_deref() != Some("tcp") {
+        let message = format!(
+            "{} is not served: the registry listens on tcp only",
+            shown(leaf)
+        );
+        to.error(&leaf.path(), message);
+    }
+}
+
+fn debug_address(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let said = leaf.text().map(numeric).and_then(|said| address(&said));
+    if let Some(said) = said.filter(|said| !said.ip().is_loopback()) {
+        let local = format!("127.0.0.1:{}", said.port());
+        let message = format!(
+            "/metrics and /healthz are at {local}, for this host alone: they ask nobody who they are"
+        );
+        to.warn(&leaf.path(), message);
+        to.set(&["admin"], local.into(), &leaf.path());
+    } else {
+        set_text(to, leaf, &["admin"], numeric);
+    }
+}
+
+/// Go looks up the name that every host has.
+fn numeric(address: String) -> String {
+    match address.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => address,
+    }
+}
+
+fn header(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let name = leaf.keys[2..].join("_");
+    let values: Option<Vec<String>> = match leaf.value {
+        Value::Array(values) => values.iter().map(text).collect(),
+        value => text(value).map(|value| vec![value]),
+    };
+    match values {
+        Some(values) if !name.is_empty() => {
+            to.set(&["headers", &name], values.into(), &leaf.path());
+        }
+        _ => to.error(
+            &leaf.path(),
+            "must be a mapping of header names to lists of texts",
+        ),
+    }
+}
+
+fn drain(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    set_duration(to, leaf, &["drain"]);
+}
+
+fn health_interval(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    // Zero is distribution's way to say "the default".
+    if !matches!(leaf.text().as_deref(), Some("0" | "0s")) {
+        set_duration(to, leaf, &["health", "interval"]);
+    }
+}
+
+/// Go's durations are a subset of ours, but for the zero without a unit.
+fn set_duration(to: &mut Translation<'_>, leaf: &Leaf<'_>, ours: &[&str]) {
+    match leaf.value {
+        Value::Number(number) if number.as_u64() == Some(0) => {
+            to.set(ours, "0s".into(), &leaf.path());
+        }
+        Value::Number(number) => {
+            to.error(
+                &leaf.path(),
+                format!("{number} has no unit: write {number}s for seconds"),
+            );
+        }
+        _ => set_text(to, leaf, ours, |text| text),
+    }
+}
+
+fn health_threshold(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.text().and_then(|text| text.parse::<u32>().ok()) {
+        // Zero is distribution's way to say "the default".
+        Some(0) => {}
+        Some(threshold) => to.set(&["health", "threshold"], threshold.into(), &leaf.path()),
+        None => to.error(
+            &leaf.path(),
+            format!("{} is not a whole number", shown(leaf)),
+        ),
+    }
+}
+
+fn proxy(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let key = match leaf.keys.as_slice() {
+        [_, "remoteurl"] => &mut to.proxy.remoteurl,
+        [_, "username"] => &mut to.proxy.username,
+        [_, "password"] => &mut to.proxy.password,
+        // Something within one of them: none is a mapping.
+        _ => return to.error(&leaf.path(), "is unknown here: the key above it is a text"),
+    };
+    match leaf.text() {
+        Some(text) => *key = Some(text),
+        None => to.error(&leaf.path(), "must be a text"),
+    }
+}
+
+fn set_text(
+    to: &mut Translation<'_>,
+    leaf: &Leaf<'_>,
+    ours: &[&str],
+    change: impl Fn(String) -> String,
+) {
+    match leaf.text() {
+        Some(text) => to.set(ours, change(text).into(), &leaf.path()),
+        None => to.error(&leaf.path(), "must be a single value"),
+    }
+}
+
+/// A value as an error may repeat it. Secrets are never asked for here.
+fn shown(leaf: &Leaf<'_>) -> String {
+    leaf.text()
+        .map_or("a list".to_owned(), |text| quoted(&text))
+}

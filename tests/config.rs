@@ -1,0 +1,209 @@
+//! What configurations become, by golden folders: a bug report becomes a folder.
+//!
+//! `tests/config/<case>/` holds `config.yaml` (ours, with `config.d/`) or `config.yml`
+//! (distribution's), and `environment` (lines `NAME=value`; without, systemd's folders). What is
+//! expected: `expected.yaml` (the settings, as far as it names them; a `null` is nothing there) or
+//! `expected-errors.txt`, and `expected-warnings.txt` (without: none). `$CASE` is the folder.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use registry_agent::config::{self, Sources};
+use registry_agent::config::{Settings, Storage};
+use serde_json::{Value, json};
+
+/// What the test folders call their secrets: no message may hold it.
+const SECRET: &str = "hunter2";
+
+#[test]
+fn every_case_loads_as_expected() {
+    let mut failures = Vec::new();
+    let cases = cases();
+    assert!(cases.len() > 20, "the cases were not found");
+    for case in &cases {
+        let outcome = std::panic::catch_unwind(|| check(case));
+        if outcome.is_err() {
+            failures.push(case.file_name().unwrap_or_default());
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?} of {} cases", cases.len());
+}
+
+fn cases() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config");
+    let entries = fs::read_dir(folder).unwrap();
+    let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    cases
+}
+
+fn check(case: &Path) {
+    let sources = sources(case);
+    let expected = |name: &str| fs::read_to_string(case.join(name)).ok();
+    match config::load(&sources) {
+        Ok(loaded) => {
+            let said = format!("{loaded:?}");
+            assert!(!said.contains(SECRET), "a secret is seen: {said}");
+            assert_eq!(
+                expected("expected-errors.txt"),
+                None,
+                "{}: it loaded",
+                case.display()
+            );
+            let warnings = loaded
+                .warnings
+                .join("\n")
+                .replace(case.to_str().unwrap(), "$CASE");
+            let wanted = expected("expected-warnings.txt").unwrap_or_default();
+            assert_eq!(
+                warnings.trim(),
+                wanted.trim(),
+                "{}: warnings",
+                case.display()
+            );
+            let wanted: Value =
+                serde_yaml::from_str(&expected("expected.yaml").expect("expected.yaml")).unwrap();
+            let actual = shown(&loaded.settings);
+            for (key, wanted) in wanted.as_object().expect("a mapping") {
+                let files = json!(
+                    loaded
+                        .files
+                        .iter()
+                        .map(|file| relative(case, file))
+                        .collect::<Vec<_>>()
+                );
+                let actual = if key == "files" { &files } else { &actual[key] };
+                assert_eq!(actual, wanted, "{}: {key}", case.display());
+            }
+        }
+        Err(errors) => {
+            let said = errors.to_string().replace(case.to_str().unwrap(), "$CASE");
+            assert!(
+                !format!("{said}{errors:?}").contains(SECRET),
+                "a secret is seen: {said}"
+            );
+            let wanted = expected("expected-errors.txt").unwrap_or_default();
+            assert_eq!(said.trim(), wanted.trim(), "{}: errors", case.display());
+        }
+    }
+}
+
+fn relative<'a>(case: &Path, file: &'a Path) -> &'a str {
+    file.strip_prefix(case).unwrap().to_str().unwrap()
+}
+
+fn sources(case: &Path) -> Sources {
+    let present = |name: &str| Some(case.join(name)).filter(|file| file.exists());
+    let distribution = present("config.yml");
+    // A case without a file of either kind is about a file that is not there.
+    let config = distribution.is_none().then(|| case.join("config.yaml"));
+    let environment = fs::read_to_string(case.join("environment")).unwrap_or_else(|_| {
+        "STATE_DIRECTORY=/var/lib/registry-agent\nRUNTIME_DIRECTORY=/run/registry-agent\n"
+            .to_owned()
+    });
+    let environment = environment
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| {
+            (
+                name.to_owned(),
+                value.replace("$CASE", case.to_str().unwrap()),
+            )
+        })
+        .collect();
+    Sources {
+        config,
+        distribution,
+        environment,
+    }
+}
+
+/// Settings in the words of the configuration file, with the password in the open.
+fn shown(settings: &Settings) -> Value {
+    let Storage::Filesystem { root } = &settings.storage;
+    let upstreams: Vec<Value> = settings
+        .upstreams
+        .iter()
+        .map(|upstream| {
+            let mut shown = json!({
+                "registry": upstream.registry.as_str(),
+                "url": upstream.url.as_str(),
+            });
+            if let Some(credentials) = &upstream.credentials {
+                shown["username"] = credentials.username.as_str().into();
+                shown["password"] = credentials.password.reveal().into();
+            }
+            shown
+        })
+        .collect();
+    let headers: Vec<String> = settings
+        .headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        .collect();
+    let fields: Value = settings.log.fields.iter().cloned().collect();
+    json!({
+        "role": settings.role.as_str(),
+        "listen": settings.listen.to_string(),
+        "admin": settings.admin.to_string(),
+        "root": root,
+        "upstreams": upstreams,
+        "window": format!("{:?}", settings.freshness.window),
+        "deadline": format!("{:?}", settings.freshness.deadline),
+        "timeouts": [
+            format!("{:?}", settings.timeouts.connect),
+            format!("{:?}", settings.timeouts.headers),
+            format!("{:?}", settings.timeouts.idle),
+        ],
+        "interval": format!("{:?}", settings.health.interval),
+        "threshold": settings.health.threshold,
+        "headers": headers,
+        "level": format!("{:?}", settings.log.level),
+        "format": format!("{:?}", settings.log.format),
+        "access": settings.log.access,
+        "fields": fields,
+        "drain": format!("{:?}", settings.drain),
+    })
+}
+
+#[test]
+fn the_schema_describes_every_key_and_allows_no_other() {
+    let schema = config::schema();
+    assert_eq!(
+        schema["$schema"],
+        "https://json-schema.org/draft/2020-12/schema"
+    );
+    let definitions = schema["$defs"].as_object().unwrap().values();
+    let objects = definitions
+        .chain([&schema])
+        .filter(|schema| schema["properties"].is_object());
+    let mut keys = 0;
+    for object in objects {
+        assert_eq!(object["additionalProperties"], json!(false), "{object}");
+        for (key, property) in object["properties"].as_object().unwrap() {
+            assert!(
+                property["description"].is_string(),
+                "{key} has no description"
+            );
+            keys += 1;
+        }
+    }
+    assert!(keys > 20, "only {keys} keys");
+}
+
+#[test]
+fn both_kinds_of_file_at_once_are_refused() {
+    let sources = Sources {
+        config: Some("/nowhere/a.yaml".into()),
+        distribution: Some("/nowhere/b.yml".into()),
+        environment: Vec::new(),
+    };
+    let errors = config::load(&sources).expect_err("both").to_string();
+    assert!(errors.contains("only one can say what to do"), "{errors}");
+}
