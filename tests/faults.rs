@@ -149,6 +149,16 @@ fn what_does_not_verify_is_never_served_whole_nor_kept() {
 }
 
 #[test]
+fn wrong_bytes_before_a_cut_do_not_outlive_it() {
+    let (hub, agent, blob) = with_blob(4 * MIB);
+    hub.fault(1, On::get(&blob.digest), Fault::WrongByte(1000));
+    hub.fault(1, On::get(&blob.digest), Fault::Cut(1_500_000));
+    assert!(!passes_for_whole(&agent.get(&target(&blob))));
+    assert!(!agent.stored_blob(&blob.digest).exists());
+    agent.get(&target(&blob)).assert_is(&blob.bytes);
+}
+
+#[test]
 fn a_download_that_can_not_be_finished_ends_short_and_the_next_one_recovers() {
     let faults = [
         Fault::Status(503),

@@ -153,6 +153,26 @@ fn a_chunked_upstream_without_a_length_is_served_whole() {
     }
 }
 
+#[test]
+fn a_growing_blob_is_shared_with_the_repositories_that_have_it_and_no_other() {
+    let (hub, agent, blob) = with_blob();
+    hub.push_blob("library/also", &blob);
+    hub.push("library/without", "latest", &Image::small(1));
+    let gate = hub.hold(On::get(&blob.digest), 2 * MIB);
+    let first = begin(&agent, &blob, "bytes=0-");
+    gate.reached();
+    let of = |name: &str| agent.request("GET", &format!("/v2/{name}/blobs/{}", blob.digest));
+    of("library/without")
+        .send()
+        .assert_error(404, "BLOB_UNKNOWN");
+    let mut also = of("library/also").open();
+    assert!(also.read(KIB) == blob.bytes[..KIB]);
+    gate.open();
+    assert!(first.response().unwrap().finish().body == blob.bytes);
+    assert!(also.finish().body == blob.bytes[KIB..]);
+    assert_eq!(hub.served("GET", &blob.digest).len(), 1);
+}
+
 /// Sends a request from each of sixteen clients, and opens the gate when all are on their way.
 fn herd(hub: &Upstream, on: On, agent: &Agent, target: impl Fn(usize) -> String) -> Vec<Response> {
     let gate = hub.hold(on, 0);

@@ -121,6 +121,47 @@ fn what_is_cached_is_served_with_a_warning_while_the_upstream_is_in_trouble() {
 }
 
 #[test]
+fn a_tag_that_upstream_denies_or_does_not_have_any_more_is_unknown_here_too() {
+    let image = Image::small(1);
+    for status in [401, 403, 404] {
+        let hub = hub_with(&image);
+        let agent = always_asking(&hub, &image);
+        hub.fault(ALWAYS, On::any("/manifests/latest"), Fault::Status(status));
+        agent.get(TAG).assert_error(404, "MANIFEST_UNKNOWN");
+        // Who knows a digest has had the image before.
+        agent.pull("library/app", image.digest(), &image);
+    }
+}
+
+#[test]
+fn asking_costs_no_pull_and_a_limit_leaves_the_tag_as_it_was() {
+    let (old, new) = (Image::small(1), Image::small(2));
+    let hub = hub_with(&old);
+    hub.limit(1);
+    let agent = always_asking(&hub, &old);
+    for _ in 0..3 {
+        let reply = agent.get(TAG);
+        assert_eq!(
+            reply.header("warning"),
+            None,
+            "nothing is left, and nothing was used"
+        );
+    }
+    hub.push("library/app", "latest", &new);
+    let stale = agent.get(TAG);
+    stale.assert_is(&old.manifest.blob.bytes);
+    assert!(
+        stale
+            .header("warning")
+            .is_some_and(|warning| warning.starts_with("110 "))
+    );
+    let of_new = format!("/v2/library/app/manifests/{}", new.digest());
+    agent.get(&of_new).assert_error(503, "UNAVAILABLE");
+    hub.limit(1);
+    agent.pull("library/app", "latest", &new);
+}
+
+#[test]
 fn a_hanging_upstream_costs_the_deadline_and_not_the_answer() {
     let image = Image::small(1);
     for part in ["/manifests/", "/token"] {
@@ -159,8 +200,7 @@ fn it_starts_with_the_upstream_down_and_serves_what_it_has() {
     let hub = hub_with(&image);
     let mut agent = Setup::mirror(&hub).start();
     agent.pull("library/app", "latest", &image);
-    // By then all links are there: a clean stop, which is not what this is about, would wait.
-    agent.pull("library/app", image.digest(), &image);
+    agent.wait_until_stored(&image);
     agent.kill();
     hub.switch_off();
     agent.start_again();

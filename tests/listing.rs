@@ -64,6 +64,8 @@ fn tags_are_the_upstreams_page_by_page() {
             json!([["2", "latest"]]),
         ),
         ("/v2/library/app/tags/list?last=2", json!([["latest"]])),
+        // Distribution-spec 1.1: an empty list, and no link.
+        ("/v2/library/app/tags/list?n=0", json!([[]])),
         // The upstream's links don't know of the name it has here.
         (
             "/v2/registry.test/library/app/tags/list?n=2",
@@ -127,6 +129,7 @@ fn the_catalog_is_what_is_cached() {
     assert_eq!(names(), json!([all]));
     for (target, expected) in [
         ("/v2/_catalog?n=2", json!([all[..2], all[2..4], all[4..]])),
+        ("/v2/_catalog?n=0", json!([[]])),
         ("/v2/_catalog?n=5", json!([all])),
         ("/v2/_catalog?last=library/a/inner", json!([all[2..]])),
         (

@@ -302,6 +302,17 @@ impl Agent {
         self.stored(&format!("blobs/{algorithm}/{}/{hex}/data", &hex[..2]))
     }
 
+    /// Waits until the image's blobs are stored, which is a moment after a client has them.
+    #[track_caller]
+    pub fn wait_until_stored(&self, image: &Image) {
+        let blobs = image.layers.iter().chain([&image.config]);
+        eventually(PATIENCE, "its blobs are stored", || {
+            blobs
+                .clone()
+                .all(|blob| self.stored_blob(&blob.digest).exists())
+        });
+    }
+
     /// What it has written to its standard error.
     pub fn log(&self) -> String {
         self.process.log()
