@@ -9,14 +9,21 @@ use support::image::{Blob, KIB, MIB};
 use support::upstream::{ALWAYS, Exchange, Fault, On, Upstream};
 use support::{PATIENCE, eventually};
 
-/// A hub that has a blob of this length, and a mirror of it with short deadlines.
+/// A hub that has a blob of this length, and a mirror of it.
 fn with_blob(length: usize) -> (Upstream, Agent, Blob) {
+    with_blob_and(length, |setup| setup)
+}
+
+/// The same where one of the mirror's deadlines is short.
+fn with_short(deadline: &str, length: usize) -> (Upstream, Agent, Blob) {
+    with_blob_and(length, |setup| setup.set(deadline, SHORT))
+}
+
+fn with_blob_and(length: usize, change: impl Fn(Setup) -> Setup) -> (Upstream, Agent, Blob) {
     let (hub, blob) = (Upstream::start(), Blob::new(1, length));
     hub.push_blob("library/app", &blob);
-    let setup = Setup::mirror(&hub)
-        .set("timeouts.idle", SHORT)
-        .set("timeouts.headers", SHORT);
-    (hub, setup.start(), blob)
+    let agent = change(Setup::mirror(&hub)).start();
+    (hub, agent, blob)
 }
 
 fn target(blob: &Blob) -> String {
@@ -93,7 +100,7 @@ fn a_cut_chunked_body_is_not_taken_for_the_whole() {
 
 #[test]
 fn a_body_that_hangs_is_given_up_and_resumed() {
-    let (hub, agent, blob) = with_blob(4 * MIB);
+    let (hub, agent, blob) = with_short("timeouts.idle", 4 * MIB);
     hub.fault(1, On::get(&blob.digest), Fault::HangBody(1_500_000));
     agent.get(&target(&blob)).assert_is(&blob.bytes);
     let rest = blob.len() - 1_500_000;
@@ -175,7 +182,7 @@ fn a_download_that_can_not_be_finished_ends_short_and_the_next_one_recovers() {
 }
 
 fn ends_short(then: Fault) {
-    let (hub, agent, blob) = with_blob(4 * MIB);
+    let (hub, agent, blob) = with_short("timeouts.headers", 4 * MIB);
     let gate = hub.hold(On::get(&blob.digest), 2 * MIB);
     hub.fault(1, On::get(&blob.digest), Fault::Cut(2 * MIB));
     let mut reader = agent.request("GET", &target(&blob)).open();

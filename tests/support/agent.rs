@@ -377,4 +377,4 @@ impl Drop for Agent {
 }
 
 /// A deadline for an agent under test: one that a test which passes waits out.
-pub const SHORT: &str = "300ms";
+pub const SHORT: &str = "500ms";
