@@ -78,6 +78,24 @@ fn a_connection_that_is_cut_again_and_again_still_gets_there() {
 }
 
 #[test]
+fn a_cut_where_the_upstream_sends_clients_resumes_there_without_its_token() {
+    let (hub, blob) = (Upstream::options().cdn().start(), Blob::new(1, 4 * MIB));
+    hub.push_blob("library/app", &blob);
+    let agent = Setup::mirror(&hub).start();
+    hub.fault(1, On::get("/cdn/"), Fault::Cut(1_500_000));
+    agent.get(&target(&blob)).assert_is(&blob.bytes);
+    let rest = blob.len() - 1_500_000;
+    let expected = [(WHOLE.to_owned(), 1_500_000), (from(1_500_000), rest)];
+    assert_eq!(downloads(&hub, &blob), expected);
+    let asked = hub.asked("GET", "/cdn/");
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.header("authorization").is_none())
+    );
+}
+
+#[test]
 fn a_cut_connection_to_an_upstream_without_ranges_starts_again() {
     let (hub, agent, blob) = with_blob(4 * MIB);
     hub.fault(ALWAYS, On::get(&blob.digest), Fault::NoRanges);
@@ -224,6 +242,11 @@ fn an_agent_that_was_killed_in_mid_download_serves_nothing_partial() {
     assert_eq!(agent.head(&target(&blob)).status, 503);
     hub.switch_on();
     agent.get(&target(&blob)).assert_is(&blob.bytes);
+    let resumed = downloads(&hub, &blob).pop();
+    assert!(
+        resumed.is_some_and(|(range, _)| range != WHOLE),
+        "what had come is not sent again"
+    );
     let stored = agent.stored_blob(&blob.digest);
     eventually(PATIENCE, "the blob is stored", || stored.exists());
 }

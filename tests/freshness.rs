@@ -121,6 +121,23 @@ fn what_is_cached_is_served_with_a_warning_while_the_upstream_is_in_trouble() {
 }
 
 #[test]
+fn an_upstream_that_does_not_say_by_head_what_a_tag_is_says_it_by_get() {
+    let (old, new) = (Image::small(1), Image::small(2));
+    for (on, fault) in [
+        (On::head("/manifests/"), Fault::Status(405)),
+        (On::any("/manifests/"), Fault::NoDigest),
+    ] {
+        let hub = hub_with(&old);
+        hub.fault(ALWAYS, on, fault);
+        let agent = always_asking(&hub, &old);
+        agent.pull("library/app", "latest", &old);
+        hub.push("library/app", "latest", &new);
+        agent.pull("library/app", "latest", &new);
+        assert_eq!(agent.head(TAG).header("warning"), None, "confirmed");
+    }
+}
+
+#[test]
 fn a_tag_that_upstream_denies_or_does_not_have_any_more_is_unknown_here_too() {
     let image = Image::small(1);
     for status in [401, 403, 404] {

@@ -26,6 +26,8 @@ pub enum Fault {
     Shorter(usize),
     /// No Content-Length.
     Chunked,
+    /// No Docker-Content-Digest.
+    NoDigest,
     /// Range is ignored.
     NoRanges,
     /// Holds the body back from this byte on until the gate is opened.
@@ -73,60 +75,46 @@ pub(super) struct Rule {
 }
 
 /// All that is to go wrong with one answer.
-#[derive(Default)]
-pub(super) struct Plan {
-    pub status: Option<u16>,
-    pub hang_headers: bool,
-    pub hang_body: Option<usize>,
-    pub cut: Option<usize>,
-    pub chunked: bool,
-    pub no_ranges: bool,
-    pub gate: Option<(usize, Gate)>,
-    wrong_byte: Option<usize>,
-    longer: usize,
-    shorter: usize,
-}
+pub(super) struct Plan(Vec<Fault>);
 
 impl Plan {
     /// What the rules say of this request; uses each up by one. A request that is not admitted gets
     /// a challenge and no content, so what would happen to its content is left for the next.
     pub fn of(rules: &mut [Rule], method: &str, path: &str, admitted: bool) -> Self {
-        let mut plan = Self::default();
+        let mut faults = Vec::new();
         for rule in rules {
             let on = &rule.on;
             let applies = on.method.is_none_or(|only| only == method) && path.contains(&on.part);
             let reached = admitted || matches!(rule.fault, Fault::Status(_) | Fault::HangHeaders);
             if applies && reached && rule.left > 0 {
                 rule.left -= 1;
-                plan.add(rule.fault.clone());
+                faults.push(rule.fault.clone());
             }
         }
-        plan
+        Self(faults)
     }
 
-    fn add(&mut self, fault: Fault) {
-        match fault {
-            Fault::Status(status) => self.status = Some(status),
-            Fault::HangHeaders => self.hang_headers = true,
-            Fault::HangBody(at) => self.hang_body = Some(at),
-            Fault::Cut(at) => self.cut = Some(at),
-            Fault::WrongByte(at) => self.wrong_byte = Some(at),
-            Fault::Longer(by) => self.longer = by,
-            Fault::Shorter(by) => self.shorter = by,
-            Fault::Chunked => self.chunked = true,
-            Fault::NoRanges => self.no_ranges = true,
-            Fault::Gate(at, gate) => self.gate = Some((at, gate)),
-        }
+    /// Whether one of the faults is such.
+    pub fn has(&self, such: impl Fn(&Fault) -> bool) -> bool {
+        self.0.iter().any(such)
+    }
+
+    /// What one of the faults, the last where there are more, has to say of this.
+    pub fn find<T>(&self, say: impl Fn(&Fault) -> Option<T>) -> Option<T> {
+        self.0.iter().rev().find_map(say)
     }
 
     /// The content as this answer has it.
     pub fn content(&self, right: &Bytes) -> Bytes {
         let mut bytes = right.to_vec();
-        if let Some(at) = self.wrong_byte {
-            bytes[at] ^= 0xff;
+        for fault in &self.0 {
+            match fault {
+                Fault::WrongByte(at) => bytes[*at] ^= 0xff,
+                Fault::Longer(by) => bytes.resize(bytes.len() + by, b'+'),
+                Fault::Shorter(by) => bytes.truncate(bytes.len() - by),
+                _ => {}
+            }
         }
-        bytes.truncate(right.len() - self.shorter);
-        bytes.resize(bytes.len() + self.longer, b'+');
         bytes.into()
     }
 }

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::fault::Plan;
+use super::fault::{Fault, Plan};
 use super::{Content, Repository, Role};
 use crate::support::client::find;
 
@@ -79,7 +79,11 @@ impl Answer {
 impl Content {
     /// The answer to a request, but for what the plan does to its bytes on the wire.
     pub(super) fn answer(&mut self, request: &Request, plan: &Plan) -> Answer {
-        if let Some(status) = plan.status {
+        let status = |fault: &Fault| match fault {
+            Fault::Status(status) => Some(*status),
+            _ => None,
+        };
+        if let Some(status) = plan.find(status) {
             return Answer::error(
                 status,
                 if status == 429 {
@@ -203,8 +207,12 @@ impl Content {
             None => Answer::error(404, "MANIFEST_UNKNOWN"),
             Some(manifest) => {
                 let body = plan.content(&manifest.blob.bytes);
-                encoded(request, Answer::new(200, &manifest.media_type, body))
-                    .with("Docker-Content-Digest", manifest.blob.digest)
+                let answer = encoded(request, Answer::new(200, &manifest.media_type, body));
+                if plan.has(|fault| matches!(fault, Fault::NoDigest)) {
+                    answer
+                } else {
+                    answer.with("Docker-Content-Digest", manifest.blob.digest)
+                }
             }
         };
         match self.remaining {
@@ -279,7 +287,7 @@ fn ranged(request: &Request, content: &Bytes, plan: &Plan) -> Answer {
     let media_type = "application/octet-stream";
     let range = request
         .header("range")
-        .filter(|_| !plan.no_ranges)
+        .filter(|_| !plan.has(|fault| matches!(fault, Fault::NoRanges)))
         .and_then(|range| {
             let (start, end) = range.strip_prefix("bytes=")?.split_once('-')?;
             let end = end

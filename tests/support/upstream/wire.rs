@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::fault::Plan;
+use super::fault::{Fault, Plan};
 use super::protocol::{Answer, Request};
 use super::{Role, Shared};
 use crate::support::client::{read_head, write_head};
@@ -125,7 +125,7 @@ fn converse(
         };
         let request = Request::new(role, method, &target, headers);
         let (number, plan) = shared.received(&request);
-        if plan.hang_headers {
+        if plan.has(|fault| matches!(fault, Fault::HangHeaders)) {
             return hang(socket);
         }
         let answer = shared.answer(&request, &plan);
@@ -162,7 +162,8 @@ impl<S: Write> Sink<'_, S> {
     fn send(&mut self, answer: &Answer, with_body: bool, plan: &Plan) -> io::Result<bool> {
         self.shared
             .record(self.number, |exchange| exchange.status = answer.status);
-        let length = if plan.chunked && with_body {
+        let chunked = with_body && plan.has(|fault| matches!(fault, Fault::Chunked));
+        let length = if chunked {
             "Transfer-Encoding: chunked".to_owned()
         } else {
             format!("Content-Length: {}", answer.body.len())
@@ -175,23 +176,31 @@ impl<S: Write> Sink<'_, S> {
             return Ok(true);
         }
         let body = &answer.body;
-        let stop = [plan.cut, plan.hang_body].into_iter().flatten().min();
-        let stop = stop.filter(|stop| *stop < body.len());
-        let end = stop.unwrap_or(body.len());
-        let gate = plan.gate.as_ref().filter(|(at, _)| *at <= end);
-        let first = gate.map_or(end, |(at, _)| *at);
-        self.body(&body.slice(..first), plan.chunked)?;
+        // Where it ends before its time, and whether the connection then ends too.
+        let stop = plan.find(|fault| match fault {
+            Fault::Cut(at) => Some((*at, true)),
+            Fault::HangBody(at) => Some((*at, false)),
+            _ => None,
+        });
+        let stop = stop.filter(|(at, _)| *at < body.len());
+        let end = stop.map_or(body.len(), |(at, _)| at);
+        let gate = plan.find(|fault| match fault {
+            Fault::Gate(at, gate) if *at <= end => Some((*at, gate.clone())),
+            _ => None,
+        });
+        let first = gate.as_ref().map_or(end, |(at, _)| *at);
+        self.body(&body.slice(..first), chunked)?;
         if let Some((_, gate)) = gate {
             gate.pass();
         }
-        self.body(&body.slice(first..end), plan.chunked)?;
-        if stop.is_some() {
-            if plan.hang_body.is_some() {
+        self.body(&body.slice(first..end), chunked)?;
+        if let Some((_, cut)) = stop {
+            if !cut {
                 hang(self.socket)?;
             }
             return Ok(false);
         }
-        if plan.chunked {
+        if chunked {
             self.stream.write_all(b"0\r\n\r\n")?;
             self.stream.flush()?;
         }
