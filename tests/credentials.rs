@@ -1,0 +1,203 @@
+//! What the agent proves its identity with: who gets to see it, and who never does.
+
+mod support;
+
+use support::agent::{Agent, SHORT, Setup};
+use support::image::Image;
+use support::upstream::{ALWAYS, Authority, Fault, On, Options, Role, Upstream};
+
+const USER: &str = "robot";
+const PASSWORD: &str = "hunter2-is-long-enough";
+/// `printf robot:hunter2-is-long-enough | base64`
+const BASIC: &str = "Basic cm9ib3Q6aHVudGVyMi1pcy1sb25nLWVub3VnaA==";
+
+fn hub_with(image: &Image, options: Options) -> Upstream {
+    let hub = options.account(USER, PASSWORD).start();
+    hub.push("library/app", "latest", image);
+    hub
+}
+
+/// Nothing that the agent says to anybody but the upstream holds a secret.
+#[track_caller]
+fn assert_nothing_leaked(agent: &Agent) {
+    let told = ["/status", "/metrics"].map(|target| agent.admin().get(target).body);
+    let told = told.map(|body| String::from_utf8_lossy(&body).into_owned());
+    let log = agent.log();
+    assert!(
+        log.contains("library/app"),
+        "a log that says nothing proves nothing: {log}"
+    );
+    for (place, text) in [
+        ("the log", &log),
+        ("/status", &told[0]),
+        ("/metrics", &told[1]),
+    ] {
+        // The password, Basic's form of it, tokens, and the signature in the CDN's addresses.
+        for secret in [PASSWORD, &BASIC["Basic ".len()..], "-of-the-test"] {
+            assert!(!text.contains(secret), "{secret} is in {place}: {text}");
+        }
+    }
+}
+
+#[test]
+fn credentials_go_to_the_upstreams_token_server_and_nowhere_else() {
+    let image = Image::small(1);
+    let hub = hub_with(&image, Upstream::options().cdn());
+    let agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    agent.pull("library/app", "latest", &image);
+    for exchange in hub.exchanges() {
+        let authorization = exchange.header("authorization").unwrap_or_default();
+        match exchange.path.as_str() {
+            "/token" => assert_eq!(authorization, BASIC),
+            path if exchange.role == Role::Cdn => assert_eq!(authorization, "", "{path}"),
+            path => assert!(!authorization.contains("Basic"), "{path}"),
+        }
+    }
+    assert!(
+        hub.exchanges()
+            .iter()
+            .any(|exchange| exchange.role == Role::Cdn)
+    );
+    assert_nothing_leaked(&agent);
+}
+
+#[test]
+fn a_token_server_elsewhere_never_gets_the_credentials() {
+    let image = Image::small(1);
+    let hub = hub_with(&image, Upstream::options().foreign_realm());
+    let realm = hub.realm();
+    // Who comes without credentials has none to lose.
+    Setup::mirror(&hub)
+        .start()
+        .pull("library/app", "latest", &image);
+    let agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    let reply = agent.get("/v2/library/app/manifests/latest");
+    reply.assert_error(503, "UNAVAILABLE");
+    let said = reply.json()["errors"][0]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        said.contains(&realm) && said.contains("credentials"),
+        "{said}"
+    );
+    let asked = hub.asked("GET", "/token");
+    assert!(!asked.is_empty() && asked.iter().all(|asked| asked.role == Role::Cdn));
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.header("authorization").is_none())
+    );
+}
+
+#[test]
+fn nothing_secret_is_said_when_the_upstream_fails() {
+    let image = Image::small(1);
+    let hub = hub_with(&image, Upstream::options().cdn());
+    let setup = Setup::mirror(&hub).credentials(USER, PASSWORD);
+    let agent = setup
+        .set("timeouts.headers", SHORT)
+        .set("timeouts.idle", SHORT)
+        .start();
+    let blob = format!("/v2/library/app/blobs/{}", image.layer().digest);
+    for (part, fault) in [
+        ("/token", Fault::Status(401)),
+        ("/token", Fault::Status(500)),
+        ("/token", Fault::HangHeaders),
+        ("/v2/", Fault::Status(401)),
+        ("/v2/", Fault::Status(500)),
+        ("/cdn/", Fault::Status(403)),
+        ("/cdn/", Fault::Status(500)),
+        ("/cdn/", Fault::HangHeaders),
+        ("/cdn/", Fault::WrongByte(0)),
+        ("/cdn/", Fault::Cut(0)),
+    ] {
+        hub.fault(ALWAYS, On::any(part), fault);
+        hub.revoke_tokens();
+        for target in ["/v2/library/app/manifests/latest", &blob] {
+            let said = String::from_utf8(agent.get(target).body).unwrap();
+            assert!(
+                !said.contains(PASSWORD) && !said.contains("-of-the-test"),
+                "{said}"
+            );
+        }
+        hub.heal();
+    }
+    hub.switch_off();
+    agent.get(&blob);
+    assert_nothing_leaked(&agent);
+}
+
+#[test]
+fn a_wrong_password_is_the_operators_business_and_not_the_clients() {
+    let image = Image::small(1);
+    let hub = hub_with(&image, Upstream::options());
+    let agent = Setup::mirror(&hub).credentials(USER, "wrong").start();
+    let reply = agent.get("/v2/library/app/manifests/latest");
+    assert!(matches!(reply.status, 404 | 503), "{}", reply.status);
+    assert_eq!(reply.header("www-authenticate"), None);
+    let log = agent.log();
+    assert!(
+        log.contains("docker.io") && log.contains("401"),
+        "whose password? {log}"
+    );
+}
+
+#[test]
+fn a_token_serves_until_it_is_refused_and_is_then_replaced_once() {
+    let (hub, images) = (
+        Upstream::start(),
+        [Image::small(1), Image::small(2), Image::small(3)],
+    );
+    let agent = Setup::mirror(&hub).start();
+    for (image, tokens) in images.iter().zip([1, 1, 2]) {
+        hub.push(
+            "library/app",
+            image.digest().trim_start_matches("sha256:"),
+            image,
+        );
+        if tokens == 2 {
+            hub.revoke_tokens();
+        }
+        agent.pull("library/app", image.digest(), image);
+        assert_eq!(hub.count("GET", "/token"), tokens);
+    }
+    // One that is never good enough is not asked for over and over.
+    hub.fault(ALWAYS, On::any("/v2/"), Fault::Status(401));
+    let before = hub.total();
+    assert_eq!(agent.get("/v2/library/app/manifests/other").status, 404);
+    assert!(
+        hub.total() - before <= 4,
+        "{} requests",
+        hub.total() - before
+    );
+}
+
+#[test]
+fn an_upstream_by_tls_is_trusted_by_its_authority_only() {
+    let (image, authority) = (Image::small(1), Authority::new());
+    let hub = hub_with(&image, Upstream::options().tls(&authority).cdn());
+    let setup = Setup::mirror(&hub);
+    let trusted = setup.folder().join("ca.pem");
+    authority.write(&trusted);
+    let agent = setup
+        .environment("SSL_CERT_FILE", &trusted.display().to_string())
+        .start();
+    agent.pull("library/app", "latest", &image);
+
+    let stranger = Setup::mirror(&hub);
+    let other = stranger.folder().join("ca.pem");
+    Authority::new().write(&other);
+    let stranger = stranger
+        .environment("SSL_CERT_FILE", &other.display().to_string())
+        .start();
+    let before = hub.total();
+    stranger
+        .get("/v2/library/app/manifests/latest")
+        .assert_error(503, "UNAVAILABLE");
+    assert_eq!(
+        hub.total(),
+        before,
+        "nothing is said to somebody whom nobody vouches for"
+    );
+}
