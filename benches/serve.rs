@@ -3,10 +3,7 @@
 //!
 //! `cargo bench --bench serve`
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a bench prints what it measured"
-)]
+#![expect(clippy::print_stdout, reason = "a bench prints what it measured")]
 
 use std::fs;
 use std::io::{Read, Write};
@@ -46,11 +43,18 @@ fn main() {
         cpu.push(our_cpu / their_cpu);
         wall.push(our_wall / their_wall);
     }
-    println!("  ratio to nginx, median: cpu {:.2}, wall {:.2}", median(cpu), median(wall));
+    println!(
+        "  ratio to nginx, median: cpu {:.2}, wall {:.2}",
+        median(cpu),
+        median(wall)
+    );
 
     for (what, path) in [
         ("by tag", "/v2/library/bench/manifests/latest".to_owned()),
-        ("by digest", format!("/v2/library/bench/manifests/{manifest}")),
+        (
+            "by digest",
+            format!("/v2/library/bench/manifests/{manifest}"),
+        ),
     ] {
         let mut ratios = Vec::new();
         println!("a cached manifest {what}, wrk -t1 -c32:");
@@ -96,13 +100,20 @@ fn fill(store: &Path) -> (Digest, Digest) {
     ] {
         let path = store.join(path);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        create(&path).write_all(bytes.as_bytes()).expect("a written file");
+        create(&path)
+            .write_all(bytes.as_bytes())
+            .expect("a written file");
     }
     (blob, digest)
 }
 
 fn create(path: &Path) -> fs::File {
-    fs::OpenOptions::new().create(true).truncate(true).write(true).open(path).expect("a new file")
+    fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .open(path)
+        .expect("a new file")
 }
 
 struct Server {
@@ -113,7 +124,9 @@ struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // nginx ends its workers at SIGTERM, not at SIGKILL.
-        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
+        let _ = Command::new("kill")
+            .arg(self.process.id().to_string())
+            .status();
         let _ = self.process.wait();
     }
 }
@@ -133,13 +146,18 @@ impl Server {
         let mut ticks = 0.0;
         for entry in fs::read_dir("/proc").expect("/proc") {
             let path = entry.expect("an entry").path().join("stat");
-            let Ok(stat) = fs::read_to_string(path) else { continue };
-            let Some((head, rest)) = stat.rsplit_once(") ") else { continue };
+            let Ok(stat) = fs::read_to_string(path) else {
+                continue;
+            };
+            let Some((head, rest)) = stat.rsplit_once(") ") else {
+                continue;
+            };
             let fields: Vec<&str> = rest.split(' ').collect();
             let id = head.split(' ').next().unwrap_or_default();
             let own = self.process.id().to_string();
             if id == own || fields[1] == own {
-                ticks += fields[11].parse::<f64>().unwrap_or(0.0) + fields[12].parse::<f64>().unwrap_or(0.0);
+                ticks += fields[11].parse::<f64>().unwrap_or(0.0)
+                    + fields[12].parse::<f64>().unwrap_or(0.0);
             }
         }
         ticks / 100.0
@@ -160,7 +178,9 @@ fn agent(root: &Path, store: &Path) -> Server {
         root = root.display(),
         store = store.display()
     );
-    create(&config).write_all(text.as_bytes()).expect("a configuration");
+    create(&config)
+        .write_all(text.as_bytes())
+        .expect("a configuration");
     let mut command = Command::new(env!("CARGO_BIN_EXE_registry-agent"));
     Server::start(port, command.arg("run").arg("--config").arg(config))
 }
@@ -182,7 +202,9 @@ fn nginx(root: &Path, store: &Path, blob: &Digest, manifest: &Digest) -> Server 
         manifest = store.join(layout::blob(manifest)).display(),
     );
     let config = folder.join("nginx.conf");
-    create(&config).write_all(text.as_bytes()).expect("a configuration");
+    create(&config)
+        .write_all(text.as_bytes())
+        .expect("a configuration");
     Server::start(port, Command::new("nginx").arg("-c").arg(config))
 }
 
@@ -190,17 +212,28 @@ fn nginx(root: &Path, store: &Path, blob: &Digest, manifest: &Digest) -> Server 
 fn download(server: &Server, path: &str) -> (f64, f64) {
     let (cpu, began) = (server.cpu(), Instant::now());
     let read: u64 = std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..CLIENTS).map(|_| scope.spawn(|| get(server.port, path))).collect();
-        readers.into_iter().map(|reader| reader.join().expect("a reader")).sum()
+        let readers: Vec<_> = (0..CLIENTS)
+            .map(|_| scope.spawn(|| get(server.port, path)))
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("a reader"))
+            .sum()
     });
     assert!(read >= CLIENTS as u64 * GIB, "{read} bytes of {path}");
-    ((server.cpu() - cpu) / CLIENTS as f64, began.elapsed().as_secs_f64())
+    (
+        (server.cpu() - cpu) / CLIENTS as f64,
+        began.elapsed().as_secs_f64(),
+    )
 }
 
 fn get(port: u16, path: &str) -> u64 {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").expect("a request");
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+    )
+    .expect("a request");
     let mut buffer = vec![0; 256 * 1024];
     let mut total = 0;
     loop {
@@ -213,10 +246,15 @@ fn get(port: u16, path: &str) -> u64 {
 
 fn requests(server: &Server, path: &str) -> f64 {
     let url = format!("http://127.0.0.1:{}{path}", server.port);
-    let output = Command::new("wrk").args(["-t1", "-c32", "-d3s", &url]).output().expect("wrk");
+    let output = Command::new("wrk")
+        .args(["-t1", "-c32", "-d3s", &url])
+        .output()
+        .expect("wrk");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(!text.contains("Non-2xx"), "{text}");
-    let line = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Requests/sec:"));
     line.expect("a rate").trim().parse().expect("a number")
 }
 

@@ -3,9 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use bytes::Bytes;
 
 pub mod filesystem;
 pub mod layout;
@@ -61,6 +64,49 @@ pub struct Blob {
     pub file: Arc<File>,
     /// How many, in bytes.
     pub size: u64,
+}
+
+/// A part of a file of the store.
+#[derive(Debug, Clone)]
+pub struct FilePart {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where the part begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+}
+
+impl FilePart {
+    /// Reads at most `limit` bytes of its beginning, and takes them off.
+    pub async fn read(&mut self, limit: u64) -> io::Result<Bytes> {
+        let (file, offset) = (Arc::clone(&self.file), self.offset);
+        let length = usize::try_from(self.length.min(limit)).map_err(io::Error::other)?;
+        let bytes: Bytes = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; length];
+            let read = file.read_at(&mut buffer, offset)?;
+            buffer.truncate(read);
+            io::Result::Ok(buffer.into())
+        })
+        .await
+        .map_err(io::Error::other)??;
+        self.take(bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// Takes `count` bytes off its beginning, which have been read or sent.
+    pub fn take(&mut self, count: usize) -> io::Result<()> {
+        if count == 0 {
+            // A file of the store never shrinks, unless something else than this agent cuts it.
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a file of the store is too short",
+            ));
+        }
+        self.offset += count as u64;
+        self.length -= count as u64;
+        Ok(())
+    }
 }
 
 /// What a tag points to.
@@ -191,7 +237,7 @@ impl Store {
     pub async fn append(
         &self,
         mut partial: Partial,
-        bytes: Vec<bytes::Bytes>,
+        bytes: Vec<Bytes>,
     ) -> Result<Partial, StoreError> {
         self.run(move |_| {
             for piece in bytes {
