@@ -87,6 +87,21 @@ struct Live {
     freshness: Freshness,
 }
 
+impl Live {
+    fn upstream(&self, host: &str) -> Option<Arc<Upstream>> {
+        let mut upstreams = self.upstreams.iter();
+        upstreams
+            .find(|upstream| upstream.registry().as_str() == host)
+            .cloned()
+    }
+
+    /// docker.io, or, where that is not mirrored, the first.
+    fn default(&self) -> Arc<Upstream> {
+        self.upstream(RegistryHost::DOCKER_HUB)
+            .unwrap_or_else(|| Arc::clone(&self.upstreams[0]))
+    }
+}
+
 /// The mirror. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub struct Mirror(Arc<Inner>);
@@ -149,34 +164,21 @@ impl Mirror {
     /// docker.io's, or, where docker.io is not mirrored, the first upstream's.
     pub fn source(&self, name: &Name, ns: Option<&str>) -> Result<Source, MirrorError> {
         let live = self.live();
-        let named = |host: &str| {
-            let host: RegistryHost = host.parse().ok()?;
-            live.upstreams
-                .iter()
-                .find(|upstream| *upstream.registry() == host)
-                .cloned()
-        };
         let (upstream, name) = match (ns, name.split_first()) {
             (Some(ns), _) => {
-                let upstream = named(ns).ok_or_else(|| MirrorError::NotMirrored {
+                let host: Option<RegistryHost> = ns.parse().ok();
+                let upstream = host.and_then(|host| live.upstream(host.as_str()));
+                let upstream = upstream.ok_or_else(|| MirrorError::NotMirrored {
                     host: ns.chars().take(80).collect(),
                     mirrored: registries(&live.upstreams),
                 })?;
                 (upstream, name.clone())
             }
-            (None, Some((host, rest)))
-                if named(host).is_some_and(|it| !it.registry().is_docker_hub()) =>
-            {
-                (
-                    named(host).unwrap_or_else(|| Arc::clone(&live.upstreams[0])),
-                    rest,
-                )
-            }
-            (None, _) => {
-                let default = named(RegistryHost::DOCKER_HUB)
-                    .unwrap_or_else(|| Arc::clone(&live.upstreams[0]));
-                (default, name.clone())
-            }
+            (None, Some((host, rest))) => match live.upstream(host) {
+                Some(upstream) => (upstream, rest),
+                None => (live.default(), name.clone()),
+            },
+            (None, None) => (live.default(), name.clone()),
         };
         // Docker Hub's official images are under `library/`; people leave it out, clients add it.
         let name = match name.split_first() {

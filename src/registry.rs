@@ -13,6 +13,7 @@ mod body;
 mod list;
 mod manifest;
 mod route;
+mod sendfile;
 pub mod server;
 
 pub use body::Body;

@@ -3,9 +3,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
 pub mod filesystem;
 pub mod layout;
@@ -63,6 +68,49 @@ pub struct Blob {
     pub size: u64,
 }
 
+/// A part of a file of the store.
+#[derive(Debug, Clone)]
+pub struct FilePart {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where the part begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+}
+
+impl FilePart {
+    /// Reads at most `limit` bytes of its beginning, and takes them off.
+    pub async fn read(&mut self, limit: u64) -> io::Result<Bytes> {
+        let (file, offset) = (Arc::clone(&self.file), self.offset);
+        let length = usize::try_from(self.length.min(limit)).map_err(io::Error::other)?;
+        let bytes: Bytes = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; length];
+            let read = file.read_at(&mut buffer, offset)?;
+            buffer.truncate(read);
+            io::Result::Ok(buffer.into())
+        })
+        .await
+        .map_err(io::Error::other)??;
+        self.take(bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// Takes `count` bytes off its beginning, which have been read or sent.
+    pub fn take(&mut self, count: usize) -> io::Result<()> {
+        if count == 0 {
+            // A file of the store never shrinks, unless something else than this agent cuts it.
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a file of the store is too short",
+            ));
+        }
+        self.offset += count as u64;
+        self.length -= count as u64;
+        Ok(())
+    }
+}
+
 /// What a tag points to.
 #[derive(Debug, Clone)]
 pub struct TagLink {
@@ -72,20 +120,51 @@ pub struct TagLink {
     pub confirmed: SystemTime,
 }
 
+/// Bytes of manifests that are kept in memory. A manifest has a few thousand.
+const MANIFEST_MEMORY: u64 = 16 * 1024 * 1024;
+/// Tags that are kept in memory.
+const TAG_MEMORY: usize = 16 * 1024;
+
 /// The store, for async callers: a call runs on the blocking pool, and is finished there even when
 /// its caller goes away.
+///
+/// What was read or written last is kept in memory as well. Only this process writes to the root,
+/// so that it is never older than the files.
 #[derive(Debug, Clone)]
-pub struct Store(Arc<Filesystem>);
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    files: Filesystem,
+    manifests: Cache<(Repository, Digest), Arc<Manifest>, BySize>,
+    tags: Cache<(Repository, Tag), TagLink>,
+}
+
+/// Weighs a manifest by the memory it takes, about.
+#[derive(Debug, Clone)]
+struct BySize;
+
+impl Weighter<(Repository, Digest), Arc<Manifest>> for BySize {
+    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
+        let references = manifest.blobs.len() + manifest.manifests.len();
+        (manifest.bytes.len() + references * size_of::<Digest>() + 1024) as u64
+    }
+}
 
 impl Store {
     /// Opens the store at `root`. Blocks.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        Ok(Self(Arc::new(Filesystem::open(root)?)))
+        let entries = usize::try_from(MANIFEST_MEMORY / 4096).unwrap_or(usize::MAX);
+        Ok(Self(Arc::new(Inner {
+            files: Filesystem::open(root)?,
+            manifests: Cache::with_weighter(entries, MANIFEST_MEMORY, BySize),
+            tags: Cache::new(TAG_MEMORY),
+        })))
     }
 
     /// The root folder.
     pub fn root(&self) -> &Path {
-        self.0.root()
+        self.0.files.root()
     }
 
     async fn run<T: Send + 'static>(
@@ -93,7 +172,7 @@ impl Store {
         call: impl FnOnce(&Filesystem) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.0);
-        match tokio::task::spawn_blocking(move || call(&store)).await {
+        match tokio::task::spawn_blocking(move || call(&store.files)).await {
             Ok(result) => result,
             Err(e) => match e.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -127,28 +206,53 @@ impl Store {
         &self,
         of: &Repository,
         digest: &Digest,
-    ) -> Result<Option<Manifest>, StoreError> {
-        let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| store.manifest(&repository, &digest))
-            .await
+    ) -> Result<Option<Arc<Manifest>>, StoreError> {
+        let key = (of.clone(), digest.clone());
+        // The place is held while the file is read: what is written meanwhile takes it away, so
+        // that what was read can't cover what is newer.
+        let place = match self.0.manifests.get_value_or_guard_async(&key).await {
+            Ok(manifest) => return Ok(Some(manifest)),
+            Err(place) => place,
+        };
+        let read = self.run(move |store| store.manifest(&key.0, &key.1));
+        let Some(manifest) = read.await?.map(Arc::new) else {
+            return Ok(None);
+        };
+        let _ = place.insert(Arc::clone(&manifest));
+        Ok(Some(manifest))
     }
 
     /// Which manifest a tag is, and when that was last confirmed.
     pub async fn tag(&self, of: &Repository, tag: &Tag) -> Result<Option<TagLink>, StoreError> {
-        let (repository, tag) = (of.clone(), tag.clone());
-        self.run(move |store| store.tag(&repository, &tag)).await
+        let key = (of.clone(), tag.clone());
+        let place = match self.0.tags.get_value_or_guard_async(&key).await {
+            Ok(link) => return Ok(Some(link)),
+            Err(place) => place,
+        };
+        let read = self.run(move |store| store.tag(&key.0, &key.1));
+        let Some(link) = read.await? else {
+            return Ok(None);
+        };
+        let _ = place.insert(link.clone());
+        Ok(Some(link))
     }
 
     /// Stores a manifest for a repository, and moves `tag` to it.
     pub async fn put_manifest(
         &self,
         of: &Repository,
-        manifest: &Manifest,
+        manifest: &Arc<Manifest>,
         tag: Option<&Tag>,
     ) -> Result<(), StoreError> {
-        let (repository, manifest, tag) = (of.clone(), manifest.clone(), tag.cloned());
-        self.run(move |store| store.put_manifest(&repository, &manifest, tag.as_ref()))
-            .await
+        let (repository, written) = (of.clone(), Arc::clone(manifest));
+        self.run(move |store| store.put_manifest(&repository, &written))
+            .await?;
+        let key = (of.clone(), manifest.digest.clone());
+        self.0.manifests.insert(key, Arc::clone(manifest));
+        match tag {
+            Some(tag) => self.put_tag(of, tag, &manifest.digest).await,
+            None => Ok(()),
+        }
     }
 
     /// Moves a tag to a manifest that is stored already, as confirmed now.
@@ -158,16 +262,33 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StoreError> {
-        let (repository, tag, digest) = (of.clone(), tag.clone(), digest.clone());
-        self.run(move |store| store.put_tag(&repository, &tag, &digest))
-            .await
+        let (repository, moved, to) = (of.clone(), tag.clone(), digest.clone());
+        self.run(move |store| store.put_tag(&repository, &moved, &to))
+            .await?;
+        self.confirmed(of, tag, digest);
+        Ok(())
     }
 
-    /// Records that the upstream has confirmed a tag now.
-    pub async fn confirm_tag(&self, of: &Repository, tag: &Tag) -> Result<(), StoreError> {
-        let (repository, tag) = (of.clone(), tag.clone());
-        self.run(move |store| store.confirm_tag(&repository, &tag))
-            .await
+    /// Records that the upstream has confirmed now that a tag is the manifest it was.
+    pub async fn confirm_tag(
+        &self,
+        of: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        let (repository, confirmed) = (of.clone(), tag.clone());
+        self.run(move |store| store.confirm_tag(&repository, &confirmed))
+            .await?;
+        self.confirmed(of, tag, digest);
+        Ok(())
+    }
+
+    fn confirmed(&self, of: &Repository, tag: &Tag, digest: &Digest) {
+        let link = TagLink {
+            digest: digest.clone(),
+            confirmed: SystemTime::now(),
+        };
+        self.0.tags.insert((of.clone(), tag.clone()), link);
     }
 
     /// The tags of a repository, sorted.
@@ -191,7 +312,7 @@ impl Store {
     pub async fn append(
         &self,
         mut partial: Partial,
-        bytes: Vec<bytes::Bytes>,
+        bytes: Vec<Bytes>,
     ) -> Result<Partial, StoreError> {
         self.run(move |_| {
             for piece in bytes {

@@ -1,19 +1,17 @@
 //! A blob's bytes, from a file that is whole or still grows.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::Stream;
 
 use super::MirrorError;
 use super::fill::Fill;
-use crate::store::Blob;
+use crate::store::{Blob, FilePart};
 
-/// Bytes that are read at once. A slow client holds a few of these in memory and no more.
-const CHUNK: u64 = 128 * 1024;
+/// The longest part that is given out at once, in bytes. What is counted as sent when a client
+/// leaves is off by at most so much.
+const PART: u64 = 4 * 1024 * 1024;
 
 /// A blob that can be read.
 pub struct BlobContent {
@@ -65,20 +63,20 @@ impl BlobContent {
         }
     }
 
-    /// The bytes from `start` up to, and without, `end`; to the blob's end without `end`. It fails
-    /// when the download does: then it has not given the last byte.
-    pub fn read(
+    /// The parts of files that hold the bytes from `start` up to, and without, `end`; to the blob's
+    /// end without `end`. It fails when the download does: then it has not given the last byte.
+    pub fn parts(
         self,
         start: u64,
         end: Option<u64>,
-    ) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    ) -> impl Stream<Item = io::Result<FilePart>> + Send {
         let reader = Reader {
             from: self.from,
             at: start,
             end: end.or(self.size),
         };
         futures_util::stream::try_unfold(reader, |mut reader| async move {
-            Ok(reader.next().await?.map(|bytes| (bytes, reader)))
+            Ok(reader.next().await?.map(|part| (part, reader)))
         })
     }
 }
@@ -90,7 +88,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+    async fn next(&mut self) -> io::Result<Option<FilePart>> {
         if self.end.is_some_and(|end| self.at >= end) {
             return Ok(None);
         }
@@ -110,32 +108,14 @@ impl Reader {
                 }
             }
         };
-        let length = self
-            .end
-            .unwrap_or(u64::MAX)
-            .min(until)
-            .saturating_sub(self.at)
-            .min(CHUNK);
-        let bytes = read_at(file, self.at, length).await?;
-        if bytes.is_empty() {
-            // A file of the store never shrinks, unless something else than this agent cuts it.
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file is too short",
-            ));
-        }
-        self.at += bytes.len() as u64;
-        Ok(Some(bytes))
+        let until = self.end.unwrap_or(u64::MAX).min(until);
+        let length = until.saturating_sub(self.at).min(PART);
+        let part = FilePart {
+            file,
+            offset: self.at,
+            length,
+        };
+        self.at += length;
+        Ok(Some(part))
     }
-}
-
-async fn read_at(file: Arc<File>, at: u64, length: u64) -> io::Result<Bytes> {
-    tokio::task::spawn_blocking(move || {
-        let mut buffer = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-        let read = file.read_at(&mut buffer, at)?;
-        buffer.truncate(read);
-        Ok(buffer.into())
-    })
-    .await
-    .map_err(io::Error::other)?
 }

@@ -53,7 +53,7 @@ impl Mirror {
                 let manifest = match self.0.store.manifest(&source.stored, digest).await? {
                     Some(manifest) => {
                         self.0.metrics.manifest_hits.inc();
-                        Arc::new(manifest)
+                        manifest
                     }
                     None => self.fetch(source, reference).await?,
                 };
@@ -155,7 +155,7 @@ impl Mirror {
         };
         let manifest = self.0.store.manifest(&source.stored, &link.digest).await?;
         Ok(manifest.map(|manifest| CachedTag {
-            manifest: Arc::new(manifest),
+            manifest,
             age: age(link.confirmed),
         }))
     }
@@ -189,14 +189,14 @@ impl Mirror {
             && let Some(manifest) = store.manifest(&source.stored, digest).await?
         {
             let moved = if Some(digest) == known.as_ref() {
-                store.confirm_tag(&source.stored, tag).await
+                store.confirm_tag(&source.stored, tag, digest).await
             } else {
                 store.put_tag(&source.stored, tag, digest).await
             };
             if let Err(error) = moved {
                 tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept");
             }
-            return Ok(Arc::new(manifest));
+            return Ok(manifest);
         }
         state.send_replace(Some(Resolution::Changed));
         self.fetch(source, &reference).await
@@ -257,6 +257,7 @@ impl Mirror {
             let what = format!("the manifest {reference} of {}", source.name);
             MirrorError::Unavailable(source.upstream.protocol_error(&what, &e.to_string()))
         })?;
+        let manifest = Arc::new(manifest);
         if let Err(error) = self
             .0
             .store
@@ -265,6 +266,6 @@ impl Mirror {
         {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept");
         }
-        Ok(Arc::new(manifest))
+        Ok(manifest)
     }
 }

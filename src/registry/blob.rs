@@ -9,6 +9,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
+use super::sendfile::Outbox;
 use super::{Body, Refusal};
 use crate::mirror::{Mirror, Source};
 use crate::oci::Digest;
@@ -35,6 +36,7 @@ pub(super) async fn answer(
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
+    let outbox = request.extensions.get::<Outbox>().cloned();
     let headers = response.headers_mut();
     match wanted(&request.headers, digest, content.size) {
         Wanted::All => {
@@ -42,7 +44,7 @@ pub(super) async fn answer(
                 headers.insert(CONTENT_LENGTH, size.into());
             }
             content.ready(0).await?;
-            *response.body_mut() = Body::stream(content.read(0, None));
+            *response.body_mut() = Body::parts(content.parts(0, None), outbox);
         }
         Wanted::Part { range, size } => {
             let (start, end) = (*range.start(), *range.end() + 1);
@@ -54,7 +56,7 @@ pub(super) async fn answer(
             );
             content.ready(start).await?;
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            *response.body_mut() = Body::stream(content.read(start, Some(end)));
+            *response.body_mut() = Body::parts(content.parts(start, Some(end)), outbox);
         }
         Wanted::Nothing { size } => {
             insert(headers, CONTENT_RANGE, format!("bytes */{size}"));

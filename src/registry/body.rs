@@ -5,11 +5,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
-use futures_util::Stream;
+use bytes::{Buf, Bytes};
+use futures_util::{Stream, TryStreamExt};
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
+
+use super::sendfile::{Chunk, Outbox};
+use crate::store::FilePart;
+
+/// Bytes that are read at once, where a file can't be sent as it is. A slow client holds a few of
+/// these in memory and no more.
+const READ: u64 = 128 * 1024;
 
 /// The body of an answer.
 pub struct Body {
@@ -25,7 +32,7 @@ pub struct Body {
 enum Content {
     Empty,
     Full(Bytes),
-    Stream(Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>),
+    Stream(Pin<Box<dyn Stream<Item = io::Result<Chunk>> + Send>>),
 }
 
 /// What the access log says of a request, when its answer has ended.
@@ -63,8 +70,32 @@ impl Body {
         Self::new(Content::Full(bytes))
     }
 
-    /// Bytes that come; an error breaks the connection off.
-    pub fn stream(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+    /// The parts of files that come, sent as they are where the connection has an outbox, and read
+    /// otherwise; an error breaks the connection off.
+    pub(super) fn parts(
+        parts: impl Stream<Item = io::Result<FilePart>> + Send + 'static,
+        outbox: Option<Outbox>,
+    ) -> Self {
+        if let Some(outbox) = outbox {
+            return Self::stream(parts.map_ok(move |part| outbox.put(part)));
+        }
+        Self::stream(
+            parts
+                .map_ok(|part| {
+                    futures_util::stream::try_unfold(part, |mut part| async move {
+                        if part.length == 0 {
+                            return Ok(None);
+                        }
+                        let bytes = part.read(READ).await?;
+                        Ok(Some((Chunk::Bytes(bytes), part)))
+                    })
+                })
+                .try_flatten(),
+        )
+    }
+
+    /// Pieces that come; an error breaks the connection off.
+    fn stream(stream: impl Stream<Item = io::Result<Chunk>> + Send + 'static) -> Self {
         Self::new(Content::Stream(Box::pin(stream)))
     }
 
@@ -77,17 +108,17 @@ impl Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, io::Error>>> {
         let this = self.get_mut();
         let next = match &mut this.content {
             Content::Empty => None,
-            Content::Full(bytes) => Some(Ok(std::mem::take(bytes))),
+            Content::Full(bytes) => Some(Ok(Chunk::Bytes(std::mem::take(bytes)))),
             Content::Stream(stream) => match stream.as_mut().poll_next(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(next) => next,
@@ -97,10 +128,10 @@ impl http_body::Body for Body {
             this.content = Content::Empty;
         }
         match &next {
-            Some(Ok(bytes)) => {
-                this.sent += bytes.len() as u64;
+            Some(Ok(chunk)) => {
+                this.sent += chunk.remaining() as u64;
                 if let Some(served) = &this.served {
-                    served.inc_by(bytes.len() as u64);
+                    served.inc_by(chunk.remaining() as u64);
                 }
             }
             Some(Err(error)) => {

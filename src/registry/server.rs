@@ -4,17 +4,17 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::Body;
+use super::sendfile::{Outbox, SendfileStream};
 use crate::metrics::Metrics;
 
 /// How long a client may take to send the head of a request, and to begin the next.
@@ -35,19 +35,21 @@ pub enum Listener {
 }
 
 /// Whatever connection a listener gives.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
 
 impl Listener {
-    async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
+    async fn accept(&self) -> std::io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // A head and the first bytes of a body go out at once, not after a round trip.
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
+                Ok(Stream::Tcp(stream))
             }
-            Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -76,37 +78,25 @@ where
             accepted = listener.accept() => accepted,
         };
         let stream = match stream {
-            Ok(stream) => TokioIo::new(stream),
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let answer = answer.clone();
-        let service = service_fn(move |request| {
-            let answer = answer(request);
-            async move { Ok::<_, Infallible>(answer.await) }
-        });
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_DEADLINE)
-            .max_buf_size(HEAD_LIMIT as usize)
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(HEAD_DEADLINE)
-            .max_header_list_size(HEAD_LIMIT);
-        let connection = builder.serve_connection(stream, service).into_owned();
-        let connection = graceful.watch(connection);
-        let metrics = Arc::clone(&metrics);
+        let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());
         tokio::spawn(async move {
             let _place = place;
             metrics.connections.inc();
-            if let Err(error) = connection.await {
-                // Mostly clients that left; what broke on our side is logged where it broke.
-                tracing::debug!(error = &*error, "a connection ended early");
+            match stream {
+                Stream::Tcp(socket) => {
+                    let (stream, outbox) = SendfileStream::new(socket);
+                    connection(stream, Some(outbox), answer, watcher).await;
+                }
+                Stream::Unix(socket) => {
+                    connection(TokioIo::new(socket), None, answer, watcher).await;
+                }
             }
             metrics.connections.dec();
         });
@@ -116,4 +106,42 @@ where
     tokio::time::timeout(drain(), graceful.shutdown())
         .await
         .is_ok()
+}
+
+/// Serves one connection to its end.
+async fn connection<F>(
+    stream: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    outbox: Option<Outbox>,
+    answer: impl Fn(Request<Incoming>) -> F,
+    watcher: Watcher,
+) where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        // Frames of HTTP/2 are interleaved and copied: an outbox is of no use to them.
+        if request.version() <= Version::HTTP_11
+            && let Some(outbox) = &outbox
+        {
+            request.extensions_mut().insert(outbox.clone());
+        }
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(HEAD_LIMIT as usize)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD_DEADLINE)
+        .max_header_list_size(HEAD_LIMIT);
+    if let Err(error) = watcher
+        .watch(builder.serve_connection(stream, service))
+        .await
+    {
+        // Mostly clients that left; what broke on our side is logged where it broke.
+        tracing::debug!(error = &*error, "a connection ended early");
+    }
 }

@@ -159,22 +159,17 @@ impl Filesystem {
         }))
     }
 
-    /// Stores a manifest for a repository, and moves `tag` to it, in the order in which no reader
-    /// ever sees a link to nothing: bytes, revision, index, and the tag last.
+    /// Stores a manifest for a repository, in the order in which no reader ever sees a link to
+    /// nothing: bytes first, then the revision. The tag, if there is one, is moved last of all.
     pub fn put_manifest(
         &self,
         repository: &Repository,
         manifest: &Manifest,
-        tag: Option<&Tag>,
     ) -> Result<(), StoreError> {
         let digest = &manifest.digest;
         // Written even where it is there: those bytes may be the rotten ones that brought us here.
         self.write(&layout::blob(digest), &manifest.bytes)?;
-        self.link(&layout::revision_link(repository, digest), digest)?;
-        match tag {
-            Some(tag) => self.put_tag(repository, tag, digest),
-            None => Ok(()),
-        }
+        self.link(&layout::revision_link(repository, digest), digest)
     }
 
     /// Moves a tag to a manifest that is stored already, as confirmed now.
