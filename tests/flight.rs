@@ -9,7 +9,6 @@ use support::agent::{Agent, Setup};
 use support::client::{Response, Sent};
 use support::image::{Blob, Image, KIB, MIB};
 use support::upstream::{Fault, On, Upstream};
-use support::{PATIENCE, eventually};
 
 /// Bytes at the end that no reader gets before the blob is verified.
 const HOLDBACK: usize = MIB;
@@ -105,9 +104,8 @@ fn a_download_goes_on_when_its_readers_have_left() {
     gate.reached();
     drop(readers);
     gate.open();
-    let stored = agent.stored_blob(&blob.digest);
-    eventually(PATIENCE, "the blob is stored", || stored.exists());
-    assert!(std::fs::read(stored).unwrap() == blob.bytes);
+    agent.wait_until_stored([&blob]);
+    assert!(std::fs::read(agent.stored_blob(&blob.digest)).unwrap() == blob.bytes);
     agent.get(&target(&blob)).assert_is(&blob.bytes);
     assert_eq!(hub.served("GET", &blob.digest).len(), 1);
 }
