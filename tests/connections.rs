@@ -4,6 +4,7 @@ mod support;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::PATIENCE;
 use support::agent::{Agent, Setup};
 use support::client::{Client, Reply};
 use support::image::{Blob, Image, KIB, MIB};
@@ -198,7 +199,7 @@ fn a_client_of_http_2_gets_the_same_answers() {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
+    let asking = async {
         let stream = TokioIo::new(tokio::net::TcpStream::connect(address).await.unwrap());
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream)
             .await
@@ -225,5 +226,8 @@ fn a_client_of_http_2_gets_the_same_answers() {
             };
             assert_answers(&expected, &reply);
         }
-    });
+    };
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, asking).await })
+        .unwrap();
 }
