@@ -18,7 +18,7 @@ use registry_agent::store::layout::{self, Repository};
 const GIB: u64 = 1 << 30;
 const TURNS: usize = 8;
 /// Clients at once, each of which reads the blob once a turn.
-const CLIENTS: usize = 2;
+const CLIENTS: u32 = 2;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn main() {
@@ -220,9 +220,9 @@ fn download(server: &Server, path: &str) -> (f64, f64) {
             .map(|reader| reader.join().expect("a reader"))
             .sum()
     });
-    assert!(read >= CLIENTS as u64 * GIB, "{read} bytes of {path}");
+    assert!(read >= u64::from(CLIENTS) * GIB, "{read} bytes of {path}");
     (
-        (server.cpu() - cpu) / CLIENTS as f64,
+        (server.cpu() - cpu) / f64::from(CLIENTS),
         began.elapsed().as_secs_f64(),
     )
 }

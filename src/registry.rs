@@ -67,6 +67,10 @@ impl From<MirrorError> for Refusal {
             tracing::error!(%error, "the store failed");
             return Self::new(code, "this mirror's storage failed; its log says how");
         }
+        if code == ErrorCode::Unavailable {
+            // Clients go elsewhere without a word: only here can the operator learn of it.
+            tracing::warn!(%error, "a request could not be answered");
+        }
         Self::new(code, error.to_string())
     }
 }
@@ -145,7 +149,9 @@ impl Registry {
         });
         let content = matches!(kind, "blob" | "manifest") && status.is_success();
         let served = content.then(|| self.metrics.served_bytes.clone());
-        response.map(|body| body.observed(served, access))
+        let promised = response.headers().get(CONTENT_LENGTH);
+        let promised = promised.and_then(|length| length.to_str().ok()?.parse().ok());
+        response.map(|body| body.observed(promised, served, access))
     }
 
     async fn dispatch(

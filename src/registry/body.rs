@@ -25,6 +25,8 @@ pub struct Body {
     served: Option<Counter>,
     access: Option<Access>,
     sent: u64,
+    /// How many bytes make it whole, where that was promised.
+    promised: Option<u64>,
     /// How the body ended, for the access log.
     end: &'static str,
 }
@@ -56,6 +58,7 @@ impl Body {
             served: None,
             access: None,
             sent: 0,
+            promised: None,
             end,
         }
     }
@@ -99,8 +102,15 @@ impl Body {
         Self::new(Content::Stream(Box::pin(stream)))
     }
 
-    /// Counts what is sent, and logs the request when its answer has ended.
-    pub(super) fn observed(mut self, served: Option<Counter>, access: Option<Access>) -> Self {
+    /// Counts what is sent, of `promised` bytes where the answer says so, and logs the request when
+    /// it has ended.
+    pub(super) fn observed(
+        mut self,
+        promised: Option<u64>,
+        served: Option<Counter>,
+        access: Option<Access>,
+    ) -> Self {
+        self.promised = promised;
         self.served = served;
         self.access = access;
         self
@@ -132,6 +142,10 @@ impl http_body::Body for Body {
                 this.sent += chunk.remaining() as u64;
                 if let Some(served) = &this.served {
                     served.inc_by(chunk.remaining() as u64);
+                }
+                // After the last byte that was promised, nobody asks whether there are more.
+                if this.promised == Some(this.sent) {
+                    this.end = "complete";
                 }
             }
             Some(Err(error)) => {

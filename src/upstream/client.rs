@@ -227,7 +227,10 @@ impl Upstream {
                 });
             }
             StatusCode::UNAUTHORIZED if authorization.is_some() => {
-                let reason = format!("its token server {} refuses our credentials", key.realm);
+                let reason = format!(
+                    "its token server {} refuses our credentials (401)",
+                    key.realm
+                );
                 return Err(self.protocol_error(what, &reason));
             }
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
