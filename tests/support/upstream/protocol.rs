@@ -93,6 +93,13 @@ impl Content {
                 },
             );
         }
+        let seconds = |fault: &Fault| match fault {
+            Fault::RetryAfter(seconds) => Some(*seconds),
+            _ => None,
+        };
+        if let Some(seconds) = plan.find(seconds) {
+            return Answer::error(429, "TOOMANYREQUESTS").with("Retry-After", seconds.to_string());
+        }
         let path: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
         match (request.role, path.as_slice()) {
             (_, ["token"]) => self.token(request),
