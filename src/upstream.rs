@@ -20,7 +20,7 @@ mod token;
 pub use crate::config::Timeouts;
 pub use error::UpstreamError;
 pub use record::{Budget, LastContact};
-pub use requests::{FetchedBlob, FetchedManifest, FetchedTags};
+pub use requests::{FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
 
 use endpoint::Endpoint;
 use error::Question;
@@ -61,8 +61,8 @@ impl fmt::Debug for Upstream {
 
 impl Upstream {
     /// A client of the upstream; nothing is sent yet.
-    pub fn new(settings: UpstreamSettings, timeouts: Timeouts, metrics: Arc<Metrics>) -> Self {
-        let record = Arc::new(Record::new(&settings.registry, Some(Arc::clone(&metrics))));
+    pub fn new(settings: UpstreamSettings, timeouts: Timeouts, metrics: &Arc<Metrics>) -> Self {
+        let record = Arc::new(Record::new(&settings.registry, Some(Arc::clone(metrics))));
         let endpoints = |credentials, record: &Arc<Record>| {
             let endpoint = |url| {
                 let registry = settings.registry.clone();

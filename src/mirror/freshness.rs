@@ -119,15 +119,13 @@ impl Mirror {
         let late = tokio::time::timeout(left, flight.state.wait_for(Option::is_some))
             .await
             .is_err();
-        let stale = if late {
-            if !suspect {
-                source.upstream.was_late();
-            }
+        let registry = source.upstream.registry();
+        let stale = if late && suspect {
+            format!("{registry} did not answer a moment ago, and is not waited for")
+        } else if late {
+            source.upstream.was_late();
             let deadline = humantime::format_duration(freshness.deadline);
-            format!(
-                "{} did not answer in {deadline}",
-                source.upstream.registry()
-            )
+            format!("{registry} did not answer in {deadline}")
         } else {
             match flight.landed().await {
                 Some(Resolution::Known(Ok(manifest))) => {

@@ -4,10 +4,11 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, LINK, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
+use serde_json::Value;
 
 use super::endpoint::collect;
 use super::{CONTENT_DIGEST, Upstream, UpstreamError};
-use crate::oci::{Digest, MANIFEST_LIMIT, Name, Reference};
+use crate::oci::{Digest, MANIFEST_LIMIT, Name, OCI_INDEX, Reference};
 
 /// Every form of manifest a client may want. Asking for all of them in one way makes the answer the
 /// same for every client, as a cache needs it.
@@ -16,6 +17,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.v1+prettyjws, */*;q=0.1";
+
+/// Pages of referrers that are read, of up to 4 MiB each.
+const REFERRER_PAGES: usize = 16;
 
 /// The largest page of tags that is read, in bytes.
 const TAGS_LIMIT: usize = 16 * 1024 * 1024;
@@ -170,6 +174,36 @@ impl Upstream {
         }))
     }
 
+    /// Asks for the descriptors of what refers to a manifest: distribution-spec 1.1, end-12. `None`
+    /// where the upstream does not know the request, as registries before 1.1 do not.
+    pub async fn referrers(
+        &self,
+        name: &Name,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Value>>, UpstreamError> {
+        let what = format!("the referrers of {digest} in {name}");
+        let mut path = format!("/v2/{name}/referrers/{digest}");
+        let mut descriptors = Vec::new();
+        for _ in 0..REFERRER_PAGES {
+            let asked = self.get(Method::GET, &path, name, &what, accept(OCI_INDEX));
+            let response = match asked.await {
+                Ok(response) => response,
+                Err(UpstreamError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let next = next_page(&response);
+            let body = self.collect(response, MANIFEST_LIMIT, &what).await?;
+            let listed = descriptors_of(&body)
+                .ok_or_else(|| self.protocol_error(&what, "not an image index"))?;
+            descriptors.extend(listed);
+            match next {
+                Some(next) => path = next,
+                None => return Ok(Some(descriptors)),
+            }
+        }
+        Err(self.protocol_error(&what, "a list without an end"))
+    }
+
     /// Asks for a page of tags: distribution-spec 1.1, end-8.
     pub async fn tags(
         &self,
@@ -196,6 +230,22 @@ impl Upstream {
             more,
         })
     }
+}
+
+/// The descriptors in an index; `None` for what is none.
+pub fn descriptors_of(index: &[u8]) -> Option<Vec<Value>> {
+    match serde_json::from_slice::<Value>(index).ok()?["manifests"].take() {
+        Value::Array(descriptors) => Some(descriptors),
+        _ => None,
+    }
+}
+
+/// The path of `Link: </v2/...>; rel="next"`; another host's is not followed.
+fn next_page(response: &Response<Incoming>) -> Option<String> {
+    let link = response.headers().get(LINK)?.to_str().ok()?;
+    let (path, relation) = link.strip_prefix('<')?.split_once('>')?;
+    let next = relation.contains("rel=\"next\"") || relation.contains("rel=next");
+    (next && path.starts_with("/v2/")).then(|| path.to_owned())
 }
 
 /// `?n=..&last=..`, or nothing.
