@@ -3,6 +3,7 @@
 
 mod control;
 mod harness;
+mod interruptions;
 mod outage;
 mod pull;
 mod service;
