@@ -5,5 +5,6 @@ mod control;
 mod harness;
 mod interruptions;
 mod outage;
+mod private;
 mod pull;
 mod service;
