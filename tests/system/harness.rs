@@ -17,6 +17,7 @@ pub mod agent;
 pub mod authority;
 pub mod command;
 pub mod docker;
+pub mod engines;
 pub mod host;
 pub mod hub;
 pub mod image;

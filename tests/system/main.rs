@@ -7,4 +7,5 @@ mod interruptions;
 mod outage;
 mod private;
 mod pull;
+mod registries;
 mod service;

@@ -26,7 +26,7 @@ use front::Front;
 use registry::Registry;
 use tokens::{Access, Tokens};
 
-pub use names::{DOCKER_HUB, Names};
+pub use names::{DOCKER_HUB, GHCR, Names};
 pub use record::Request;
 
 mod front;

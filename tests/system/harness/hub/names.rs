@@ -26,6 +26,15 @@ pub const DOCKER_HUB: Names = Names {
     limit: Some(100),
 };
 
+/// GitHub's registry, which gives out tokens under its own name.
+pub const GHCR: Names = Names {
+    registry: "ghcr.io",
+    auth: "ghcr.io",
+    cdn: "pkg-containers.githubusercontent.com",
+    service: "ghcr.io",
+    limit: None,
+};
+
 impl Names {
     /// Each of them once.
     pub fn all(&self) -> Vec<&'static str> {
