@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod authority;
 pub mod command;
+pub mod distribution;
 pub mod docker;
 pub mod engines;
 pub mod host;

@@ -4,6 +4,7 @@
 mod control;
 mod harness;
 mod interruptions;
+mod layout;
 mod outage;
 mod private;
 mod pull;
