@@ -7,7 +7,6 @@ use support::agent::{Agent, SHORT, Setup};
 use support::client::Reply;
 use support::image::{Blob, KIB, MIB};
 use support::upstream::{ALWAYS, Exchange, Fault, On, Upstream};
-use support::{PATIENCE, eventually};
 
 /// A hub that has a blob of this length, and a mirror of it.
 fn with_blob(length: usize) -> (Upstream, Agent, Blob) {
@@ -247,6 +246,5 @@ fn an_agent_that_was_killed_in_mid_download_serves_nothing_partial() {
         resumed.is_some_and(|(range, _)| range != WHOLE),
         "what had come is not sent again"
     );
-    let stored = agent.stored_blob(&blob.digest);
-    eventually(PATIENCE, "the blob is stored", || stored.exists());
+    agent.wait_until_stored([&blob]);
 }

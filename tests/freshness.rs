@@ -217,7 +217,7 @@ fn it_starts_with_the_upstream_down_and_serves_what_it_has() {
     let hub = hub_with(&image);
     let mut agent = Setup::mirror(&hub).start();
     agent.pull("library/app", "latest", &image);
-    agent.wait_until_stored(&image);
+    agent.wait_until_stored(image.blobs());
     agent.kill();
     hub.switch_off();
     agent.start_again();

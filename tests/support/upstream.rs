@@ -270,7 +270,7 @@ impl Upstream {
 
     /// Holds the image under this tag.
     pub fn push(&self, name: &str, tag: &str, image: &Image) {
-        for blob in image.layers.iter().chain([&image.config]) {
+        for blob in image.blobs() {
             self.push_blob(name, blob);
         }
         self.push_manifest(name, Some(tag), &image.manifest);
