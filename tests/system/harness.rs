@@ -25,6 +25,7 @@ pub mod image;
 pub mod network;
 pub mod poll;
 pub mod scratch;
+pub mod tap;
 
 pub use agent::Agent;
 pub use docker::Docker;

@@ -7,6 +7,7 @@ use http::{Response, StatusCode};
 
 use crate::harness::agent::{MIRROR, host_with_mirror};
 use crate::harness::command::Finished;
+use crate::harness::hub::Request;
 use crate::harness::{Agent, Docker, Host, Hub, Image, Network};
 
 /// Bytes of the one large layer that the Hub has sent when something happens.
@@ -31,6 +32,15 @@ fn pull_with(image: &Image, hub: &mut Hub, host: &Host, event: impl FnOnce(&mut 
         event(hub);
         pull.join().expect("a thread that pulls")
     })
+}
+
+/// Lets the Hub limit such of its content.
+fn limit(hub: &Hub, such: impl Fn(&Request) -> bool + Send + Sync + 'static) {
+    hub.disturb(move |request| {
+        let answer = Response::builder().status(StatusCode::TOO_MANY_REQUESTS);
+        let answer = answer.body(Bytes::new()).expect("a response");
+        (request.is_content() && such(request)).then_some(answer)
+    });
 }
 
 #[track_caller]
@@ -111,7 +121,7 @@ fn assert_pulls_cached(host: &Host) {
 /// What has to hold after a pull that could not be finished.
 #[track_caller]
 fn assert_failed_cleanly(host: &Host, image: &Image, pull: &Finished) {
-    assert!(!pull.succeeded(), "half a layer was enough: {pull}");
+    assert!(!pull.succeeded(), "half an image was enough: {pull}");
     assert!(!pull.stderr.is_empty(), "it failed without a word: {pull}");
     let large = large_layer(image);
     let stored = Agent::on(host).stored();
@@ -146,11 +156,7 @@ fn a_hub_that_limits_in_the_middle_of_a_layer_costs_that_pull_and_nothing_else()
     let (host, image) = with_a_cached_image(&network, &hub);
 
     let pull = pull_with(&image, &mut hub, &host, |hub| {
-        hub.disturb(|request| {
-            let answer = Response::builder().status(StatusCode::TOO_MANY_REQUESTS);
-            let answer = answer.body(Bytes::new()).expect("a response");
-            request.is_content().then_some(answer)
-        });
+        limit(hub, |_| true);
         hub.cut_blobs();
         assert_pulls_cached(&host);
     });
@@ -161,4 +167,21 @@ fn a_hub_that_limits_in_the_middle_of_a_layer_costs_that_pull_and_nothing_else()
     assert_runs_and_is_stored(&host, &image);
     assert_eq!(resumptions(&hub), 1, "what had arrived is asked for again");
     assert_pulls_cached(&host);
+}
+
+#[test]
+fn a_hub_that_limits_after_the_manifest_costs_that_pull_and_nothing_else() {
+    let network = Network::new();
+    let hub = Hub::start(&network);
+    let (host, image) = with_a_cached_image(&network, &hub);
+
+    limit(&hub, |request| !request.is_manifest());
+    let pull = Docker::on(&host).try_pull("layers:1");
+
+    assert_failed_cleanly(&host, &image, &pull);
+    let stored = Agent::on(&host).stored();
+    assert!(stored.contains(&image.manifest().digest), "{stored:#?}");
+    hub.calm();
+    Docker::on(&host).pull("layers:1");
+    assert_runs_and_is_stored(&host, &image);
 }

@@ -128,41 +128,23 @@ impl<'a> Agent<'a> {
         ])
     }
 
-    /// Its metrics.
+    /// One of its metrics, without labels.
     #[track_caller]
-    pub fn metrics(&self) -> String {
-        self.host.run(&[
+    pub fn counter(&self, name: &str) -> u64 {
+        let metrics = self.host.run(&[
             "curl",
             "-sS",
             "--fail",
             "--unix-socket",
             "/run/registry-agent/admin.sock",
             "http://localhost/metrics",
-        ])
-    }
-
-    /// One of its metrics, without labels.
-    #[track_caller]
-    pub fn counter(&self, name: &str) -> u64 {
-        let metrics = self.metrics();
+        ]);
         let mut values = metrics
             .lines()
             .filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         values
             .next()
             .unwrap_or_else(|| panic!("no counter {name} in\n{metrics}"))
-    }
-
-    /// What it has said in the journal, since the installation.
-    #[track_caller]
-    pub fn journal(&self) -> String {
-        self.host.run(&[
-            "journalctl",
-            "--no-pager",
-            "--quiet",
-            "--output=export",
-            "--unit=registry-agent.service",
-        ])
     }
 
     /// Waits until it downloads nothing: a client has its last byte before the store has.
