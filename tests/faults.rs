@@ -7,6 +7,7 @@ use support::agent::{Agent, SHORT, Setup};
 use support::client::Reply;
 use support::image::{Blob, KIB, MIB};
 use support::upstream::{ALWAYS, Exchange, Fault, On, Upstream};
+use support::{PATIENCE, eventually};
 
 /// A hub that has a blob of this length, and a mirror of it.
 fn with_blob(length: usize) -> (Upstream, Agent, Blob) {
@@ -220,6 +221,10 @@ fn ends_short(then: Fault) {
     );
     assert!(!agent.stored_blob(&blob.digest).exists());
     hub.heal();
+    // An upstream that was waited for in vain is left alone for as long.
+    eventually(PATIENCE, "the upstream is asked again", || {
+        agent.head(&target(&blob)).status == 200
+    });
     agent.get(&target(&blob)).assert_is(&blob.bytes);
 }
 

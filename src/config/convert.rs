@@ -12,9 +12,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::error::{KeyPath, Place, Remark, quoted};
-use super::fragment::{
-    CredentialsFragment, Fragment, HeaderFragment, LogFragment, UpstreamFragment,
-};
+use super::fragment::{CredentialsFragment, Fragment, LogFragment, OneOrMany, UpstreamFragment};
 use super::merge::Merged;
 use super::settings::{
     AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
@@ -237,8 +235,9 @@ impl Conversion<'_> {
             let url = self.url(&list, &default_url(&registry));
             let hub = url.map(|url| UpstreamSettings {
                 registry,
-                url,
+                urls: vec![url],
                 credentials: None,
+                share_private: false,
             });
             return hub.into_iter().collect();
         };
@@ -253,17 +252,23 @@ impl Conversion<'_> {
             let Some(upstream) = upstream else { continue };
             let here = list.item(index);
             let registry = self.registry(&here, &upstream.registry, &mut first);
-            let url = upstream.url.or_else(|| registry.as_ref().map(default_url));
-            let url = url.and_then(|url| self.url(&here, &url));
+            let default = || registry.as_ref().map(|it| OneOrMany::One(default_url(it)));
+            let urls = upstream.url.or_else(default);
+            let urls = urls.and_then(|urls| self.urls(&here.key("url"), urls));
             let credentials = match upstream.credentials {
                 None => Some(None),
                 Some(said) => self.credentials(&here, said).map(Some),
             };
-            if let (Some(registry), Some(url), Some(credentials)) = (registry, url, credentials) {
+            if upstream.share_private == Some(true) && matches!(credentials, Some(None)) {
+                let message = "true without `credentials`: nothing private can be seen";
+                self.refuse::<()>(&here.key("share_private"), message);
+            }
+            if let (Some(registry), Some(urls), Some(credentials)) = (registry, urls, credentials) {
                 upstreams.push(UpstreamSettings {
                     registry,
-                    url,
+                    urls,
                     credentials,
+                    share_private: upstream.share_private.unwrap_or(false),
                 });
             }
         }
@@ -289,8 +294,21 @@ impl Conversion<'_> {
         Some(registry)
     }
 
-    fn url(&mut self, upstream: &KeyPath, said: &str) -> Option<Url> {
-        let path = upstream.key("url");
+    fn urls(&mut self, path: &KeyPath, said: OneOrMany) -> Option<Vec<Url>> {
+        match said {
+            OneOrMany::One(url) => Some(vec![self.url(path, &url)?]),
+            OneOrMany::Many(urls) if urls.is_empty() => {
+                self.refuse(path, "the list is empty; must name at least one URL")
+            }
+            OneOrMany::Many(urls) => {
+                let item = |(index, url): (usize, &String)| self.url(&path.item(index), url);
+                let urls: Vec<Option<Url>> = urls.iter().enumerate().map(item).collect();
+                urls.into_iter().collect()
+            }
+        }
+    }
+
+    fn url(&mut self, path: &KeyPath, said: &str) -> Option<Url> {
         // What stands before an @ or after a ? may be a secret.
         let shown = if said.contains(['@', '?']) {
             "the URL".to_owned()
@@ -317,7 +335,7 @@ impl Conversion<'_> {
             }
         };
         let message = format!("{shown} {wrong}; must be a URL such as {DOCKER_HUB_URL}");
-        self.refuse(&path, message)
+        self.refuse(path, message)
     }
 
     fn credentials(
@@ -387,10 +405,7 @@ impl Conversion<'_> {
         self.refuse(&KeyPath::of(dotted), format!("{} {wrong}", quoted(&said)))
     }
 
-    fn headers(
-        &mut self,
-        said: BTreeMap<String, HeaderFragment>,
-    ) -> Vec<(HeaderName, HeaderValue)> {
+    fn headers(&mut self, said: BTreeMap<String, OneOrMany>) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = Vec::new();
         for (name, values) in said {
             let here = KeyPath::of("headers").key(&name);
@@ -403,8 +418,8 @@ impl Conversion<'_> {
                 continue;
             }
             let (values, many) = match values {
-                HeaderFragment::One(value) => (vec![value], false),
-                HeaderFragment::Many(values) => (values, true),
+                OneOrMany::One(value) => (vec![value], false),
+                OneOrMany::Many(values) => (values, true),
             };
             for (index, value) in values.into_iter().enumerate() {
                 if let Ok(value) = value.parse::<HeaderValue>() {

@@ -80,6 +80,18 @@ impl Setup {
         self
     }
 
+    /// Gives everybody what only that account can see.
+    pub fn share_private(mut self) -> Self {
+        self.config["upstreams"][0]["share_private"] = true.into();
+        self
+    }
+
+    /// Asks the first upstream at these places, in turn.
+    pub fn at(mut self, urls: &[&str]) -> Self {
+        self.config["upstreams"][0]["url"] = json!(urls);
+        self
+    }
+
     /// Sets a key of the configuration (`freshness.window`).
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         set(&mut self.config, key, value.into());
