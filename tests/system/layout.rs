@@ -3,20 +3,44 @@
 
 use std::time::Duration;
 
-use crate::harness::agent::{MIRROR, ROOT, host_with_mirror};
+use serde_json::{Value, json};
+
+use crate::harness::agent::{MIRROR, ROOT, host_with_mirror, mirror_of_two};
 use crate::harness::distribution::Distribution;
 use crate::harness::engines::Skopeo;
+use crate::harness::hub::GHCR;
 use crate::harness::image::Content;
 use crate::harness::{Agent, Docker, Host, Hub, Image, Network, poll};
 
 /// Where both serve.
 const LOCAL: &str = "127.0.0.1:5000";
 
-/// Gets `path` of a repository, and checks that the answer is `content`.
+/// Gets a document.
+#[track_caller]
+fn get(host: &Host, path: &str) -> Value {
+    let url = format!("http://{LOCAL}/v2/{path}");
+    let body = host.run(&["curl", "-sS", "--fail-with-body", &url]);
+    serde_json::from_str(&body).unwrap_or_else(|error| panic!("{url}: {error}: {body}"))
+}
+
+/// Gets a manifest by its tag and all of its blobs, and checks that they are the image's.
+#[track_caller]
+fn assert_serves_all(host: &Host, repository: &str, tag: &str, image: &Image) {
+    assert_serves(
+        host,
+        &format!("{repository}/manifests/{tag}"),
+        image.tagged(),
+    );
+    for blob in image.downloads() {
+        assert_serves(host, &format!("{repository}/blobs/{}", blob.digest), blob);
+    }
+}
+
+/// Gets a manifest or a blob, and checks that the answer is `content`.
 #[track_caller]
 fn assert_serves(host: &Host, path: &str, content: &Content) {
     let accept = format!("Accept: {}", content.media_type);
-    let url = format!("http://{LOCAL}/v2/library/layers/{path}");
+    let url = format!("http://{LOCAL}/v2/{path}");
     let file = "/var/tmp/answer";
     host.run(&[
         "curl",
@@ -37,39 +61,45 @@ fn assert_serves(host: &Host, path: &str, content: &Content) {
 fn docker_registry_serves_the_root_that_the_agent_filled() {
     let network = Network::new();
     let mut hub = Hub::start(&network);
-    let image = Image::multi_arch("filled by the agent");
+    let mut ghcr = Hub::start_as(&GHCR, &network, 3);
+    let (image, other) = (
+        Image::multi_arch("filled by the agent"),
+        Image::new("from elsewhere"),
+    );
     hub.publish("library/layers", "1", &image);
-    let host = host_with_mirror(&network, &[&hub], MIRROR);
+    ghcr.publish("owner/other", "2", &other);
+    let host = host_with_mirror(&network, &[&hub, &ghcr], &mirror_of_two());
     let agent = Agent::on(&host);
     Docker::on(&host).pull("layers:1");
-    agent.assert_stores(image.contents());
+    // Not docker, which asks for no layer that it has of another image.
+    Skopeo::on(&host).copy(&format!("{LOCAL}/ghcr.io/owner/other:2"));
+    agent.assert_stores(image.contents().into_iter().chain(other.contents()));
     agent.systemctl("stop");
     hub.switch_off();
+    ghcr.switch_off();
 
     let registry = Distribution::start(&host, None);
-    assert_serves(&host, "manifests/1", image.tagged());
-    for manifest in [image.tagged(), image.manifest()] {
-        assert_serves(&host, &format!("manifests/{}", manifest.digest), manifest);
+    for (repository, tag, image) in [
+        ("library/layers", "1", &image),
+        ("ghcr.io/owner/other", "2", &other),
+    ] {
+        assert_serves_all(&host, repository, tag, image);
+        for manifest in [image.tagged(), image.manifest()] {
+            let path = format!("{repository}/manifests/{}", manifest.digest);
+            assert_serves(&host, &path, manifest);
+        }
+        assert_eq!(
+            get(&host, &format!("{repository}/tags/list")),
+            json!({ "name": repository, "tags": [tag] })
+        );
+        Skopeo::on(&host).copy(&format!("{LOCAL}/{repository}:{tag}"));
     }
-    for blob in image.downloads() {
-        assert_serves(&host, &format!("blobs/{}", blob.digest), blob);
-    }
-    let list = |path: &str| {
-        host.run(&[
-            "curl",
-            "-sS",
-            "--fail",
-            &format!("http://{LOCAL}/v2/{path}"),
-        ])
-    };
-    let tags = r#"{"name":"library/layers","tags":["1"]}"#;
-    assert_eq!(list("library/layers/tags/list").trim(), tags);
     assert_eq!(
-        list("_catalog").trim(),
-        r#"{"repositories":["library/layers"]}"#
+        get(&host, "_catalog"),
+        json!({ "repositories": ["ghcr.io/owner/other", "library/layers"] })
     );
-    Skopeo::on(&host).copy(&format!("{LOCAL}/library/layers:1"));
     registry.stop();
+    // It has not changed what it served.
     agent.stored();
 }
 
@@ -104,10 +134,7 @@ fn the_agent_serves_the_root_that_docker_registry_filled_as_a_proxy() {
     agent.systemctl("start");
     agent.wait_until_ready();
     agent.assert_stores(image.contents());
-    assert_serves(&host, "manifests/1", image.tagged());
-    for blob in image.downloads() {
-        assert_serves(&host, &format!("blobs/{}", blob.digest), blob);
-    }
+    assert_serves_all(&host, "library/layers", "1", &image);
     Docker::on(&host).pull("layers:1");
     assert_eq!(Docker::on(&host).output_of("layers:1"), image.output);
 }

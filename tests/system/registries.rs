@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::agent::{LOCAL, MIRROR, host_with_mirror};
+use crate::harness::agent::{LOCAL, host_with_mirror, mirror_of_two};
 use crate::harness::engines::{Containerd, Podman, Skopeo, add_registries_conf};
 use crate::harness::hub::GHCR;
 use crate::harness::{Agent, Docker, Hub, Image, Network};
@@ -17,8 +17,7 @@ fn containerd_podman_skopeo_and_docker_pull_from_two_registries_through_one_mirr
     let (ours, theirs) = (Image::new("the Hub's"), Image::multi_arch("the other's"));
     hub.publish("library/layers", "1", &ours);
     ghcr.publish("owner/layers", "1", &theirs);
-    let config = MIRROR.replace("freshness", "- registry: ghcr.io\nfreshness");
-    let host = host_with_mirror(&network, &[&hub, &ghcr], &config);
+    let host = host_with_mirror(&network, &[&hub, &ghcr], &mirror_of_two());
 
     let containerd = Containerd::on(&host);
     containerd.use_mirror("docker.io", "https://registry-1.docker.io", LOCAL);

@@ -31,6 +31,11 @@ freshness: { window: 1s, deadline: 1s }
 /// Where it keeps images.
 pub const ROOT: &str = "/var/lib/registry-agent";
 
+/// [`MIRROR`], of a second registry too.
+pub fn mirror_of_two() -> String {
+    MIRROR.replace("freshness", "- registry: ghcr.io\nfreshness")
+}
+
 /// The mirror's address for the host that it runs on.
 pub const LOCAL: &str = "http://127.0.0.1:5000";
 
