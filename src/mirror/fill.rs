@@ -61,6 +61,19 @@ pub(super) struct Fill {
 }
 
 impl Fills {
+    /// Whether a blob has just been downloaded for a repository, and is about to be linked.
+    pub(super) fn just_verified(&self, repository: &Repository, digest: &Digest) -> bool {
+        self.0.get(digest).is_some_and(|flight| {
+            flight
+                .state
+                .borrow()
+                .as_ref()
+                .is_some_and(|(of, progress)| {
+                    of == repository && matches!(progress.outcome, Some(Ok(())))
+                })
+        })
+    }
+
     /// Joins the download of a blob, beginning it from `source` where none is under way.
     pub(super) fn join(&self, mirror: &Mirror, source: &Source, digest: &Digest) -> Fill {
         let mut repository = source.stored.clone();
@@ -171,7 +184,7 @@ impl Download<'_> {
         let store = &self.mirror.0.store;
         // The download before this one may have ended between our look and our joining.
         if let Some(blob) = store.blob(self.digest).await? {
-            store.link_layer(&self.source.stored, self.digest).await?;
+            self.mirror.admit(self.source, self.digest).await?;
             self.publish(|progress| {
                 *progress = Progress {
                     file: Some(blob.file),
