@@ -15,6 +15,7 @@ mod distribution;
 mod document;
 mod error;
 mod fragment;
+mod limit;
 mod merge;
 mod schema;
 mod settings;
@@ -23,6 +24,7 @@ mod source;
 use std::path::{Path, PathBuf};
 
 pub use error::Errors;
+pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
     AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,

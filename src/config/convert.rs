@@ -15,6 +15,7 @@ use super::error::{KeyPath, Place, Remark, quoted};
 use super::fragment::{
     CredentialsFragment, Fragment, HeaderFragment, LogFragment, UpstreamFragment,
 };
+use super::limit::CacheLimit;
 use super::merge::Merged;
 use super::settings::{
     AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
@@ -82,17 +83,14 @@ struct Conversion<'a> {
 impl Conversion<'_> {
     /// Converts every key before it gives up on any, so that all that is wrong is said at once.
     fn settings(mut self, fragment: Fragment) -> Option<Settings> {
-        let storage = fragment
-            .storage
-            .unwrap_or_default()
-            .filesystem
-            .unwrap_or_default();
+        let storage = fragment.storage.unwrap_or_default();
         let freshness = fragment.freshness.unwrap_or_default();
         let timeouts = fragment.timeouts.unwrap_or_default();
         let health = fragment.health.unwrap_or_default();
 
         let listen = self.listen(fragment.listen);
-        let root = self.root(storage.root);
+        let root = self.root(storage.filesystem.unwrap_or_default().root);
+        let cache_limit = self.cache_limit(storage.cache.unwrap_or_default().limit);
         let admin = self.admin(fragment.admin, root.as_deref());
         if let (Some(listen), Some(AdminAddress::Tcp(admin))) = (listen, &admin)
             && listen.port() == admin.port()
@@ -118,6 +116,7 @@ impl Conversion<'_> {
             listen: listen?,
             admin: admin?,
             storage: Storage::Filesystem { root: root? },
+            cache_limit: cache_limit?,
             upstreams,
             timeouts: Timeouts {
                 connect: connect?,
@@ -178,6 +177,20 @@ impl Conversion<'_> {
                 default
             }
         }
+    }
+
+    fn cache_limit(&mut self, said: Option<String>) -> Option<CacheLimit> {
+        let Some(said) = said else {
+            return Some(CacheLimit::DEFAULT);
+        };
+        said.parse().ok().or_else(|| {
+            let message = format!(
+                "{} is not a limit: must be bytes with a unit (500GB, 20GiB), or a share of the \
+                 disk, 1% to 100%",
+                quoted(&said)
+            );
+            self.refuse(&KeyPath::of("storage.cache.limit"), message)
+        })
     }
 
     fn admin(&mut self, said: Option<String>, root: Option<&Path>) -> Option<AdminAddress> {
