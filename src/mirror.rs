@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 mod content;
+mod evict;
 mod fill;
 mod flight;
 mod freshness;
@@ -11,11 +12,12 @@ mod freshness;
 pub use content::BlobContent;
 pub use freshness::Served;
 
+use evict::Evictions;
 use fill::Fills;
 use flight::Flights;
 use freshness::Resolution;
 
-use crate::config::{Freshness, Settings};
+use crate::config::{CacheLimit, Freshness, Settings};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
@@ -85,6 +87,7 @@ pub struct Source {
 struct Live {
     upstreams: Vec<Arc<Upstream>>,
     freshness: Freshness,
+    cache_limit: CacheLimit,
 }
 
 impl Live {
@@ -111,6 +114,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     live: RwLock<Arc<Live>>,
     fills: Fills,
+    evictions: Evictions,
     manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
     tags: Flights<(Repository, Tag), Resolution>,
 }
@@ -121,12 +125,14 @@ impl Mirror {
         let live = Live {
             upstreams: upstreams(settings, &[], &metrics),
             freshness: settings.freshness,
+            cache_limit: settings.cache_limit,
         };
         Self(Arc::new(Inner {
             store,
             metrics,
             live: RwLock::new(Arc::new(live)),
             fills: Fills::default(),
+            evictions: Evictions::default(),
             manifests: Flights::default(),
             tags: Flights::default(),
         }))
@@ -139,6 +145,7 @@ impl Mirror {
         let live = Live {
             upstreams: upstreams(settings, &before.upstreams, &self.0.metrics),
             freshness: settings.freshness,
+            cache_limit: settings.cache_limit,
         };
         *self.0.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
     }
@@ -202,7 +209,7 @@ impl Mirror {
                 // It is here because of another repository. Whether this one has it too, so that
                 // nobody reads a private blob by knowing its digest, only the upstream can say.
                 self.ask_for_blob(source, digest).await?;
-                self.0.store.link_layer(&source.stored, digest).await?;
+                self.link_layer(&source.stored, digest).await;
             }
             self.0.metrics.blob_hits.inc();
             return Ok(BlobContent::stored(blob));
@@ -220,6 +227,15 @@ impl Mirror {
                 Err(MirrorError::BlobUnknown(_)) if of_another => {}
                 content => return content,
             }
+        }
+    }
+
+    /// Records that a repository has a blob. Where that can't be, the next request asks the upstream
+    /// once more, and this one goes on.
+    async fn link_layer(&self, repository: &Repository, digest: &Digest) {
+        let link = || self.0.store.link_layer(repository, digest);
+        if let Err(error) = self.with_room(0, link).await {
+            tracing::warn!(%repository, %digest, %error, "a layer could not be linked");
         }
     }
 

@@ -1,12 +1,12 @@
 //! Where blobs, manifests and tags are kept. The files are the truth: nothing is kept in memory
 //! that can't be read again, and opening a store never scans it.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
@@ -14,9 +14,15 @@ use quick_cache::sync::Cache;
 
 pub mod filesystem;
 pub mod layout;
+pub mod lease;
+mod sweep;
+mod usage;
 
-use filesystem::{Disk, Filesystem, Partial};
+pub use sweep::{Removed, Stored};
+
+use filesystem::{Disk, Filesystem, Partial, USE_INTERVAL};
 use layout::Repository;
+use lease::BlobFile;
 
 use crate::oci::{Digest, Manifest, Tag};
 
@@ -63,7 +69,7 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub struct Blob {
     /// The bytes.
-    pub file: Arc<File>,
+    pub file: Arc<BlobFile>,
     /// How many, in bytes.
     pub size: u64,
 }
@@ -72,7 +78,7 @@ pub struct Blob {
 #[derive(Debug, Clone)]
 pub struct FilePart {
     /// The file.
-    pub file: Arc<File>,
+    pub file: Arc<BlobFile>,
     /// Where the part begins, in bytes.
     pub offset: u64,
     /// How long it is, in bytes.
@@ -136,16 +142,49 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     files: Filesystem,
-    manifests: Cache<(Repository, Digest), Arc<Manifest>, BySize>,
+    manifests: Cache<(Repository, Digest), Arc<Kept>, BySize>,
     tags: Cache<(Repository, Tag), TagLink>,
+    opened: Instant,
+}
+
+/// A manifest in memory.
+#[derive(Debug)]
+struct Kept {
+    manifest: Arc<Manifest>,
+    /// When its file was last told that it is used, in seconds since the store was opened.
+    touched: AtomicU64,
+}
+
+impl Inner {
+    fn seconds(&self) -> u64 {
+        self.opened.elapsed().as_secs()
+    }
+
+    fn kept(&self, manifest: Arc<Manifest>) -> Arc<Kept> {
+        Arc::new(Kept {
+            manifest,
+            touched: self.seconds().into(),
+        })
+    }
+
+    /// Whether this use of a manifest in memory is the one to be told its file.
+    fn is_to_be_told(&self, kept: &Kept) -> bool {
+        let (now, before) = (self.seconds(), kept.touched.load(Ordering::Relaxed));
+        now - before >= USE_INTERVAL.as_secs()
+            && kept
+                .touched
+                .compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
 }
 
 /// Weighs a manifest by the memory it takes, about.
 #[derive(Debug, Clone)]
 struct BySize;
 
-impl Weighter<(Repository, Digest), Arc<Manifest>> for BySize {
-    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
+impl Weighter<(Repository, Digest), Arc<Kept>> for BySize {
+    fn weight(&self, _: &(Repository, Digest), kept: &Arc<Kept>) -> u64 {
+        let manifest = &kept.manifest;
         let references = manifest.blobs.len() + manifest.manifests.len();
         (manifest.bytes.len() + references * size_of::<Digest>() + 1024) as u64
     }
@@ -159,6 +198,7 @@ impl Store {
             files: Filesystem::open(root)?,
             manifests: Cache::with_weighter(entries, MANIFEST_MEMORY, BySize),
             tags: Cache::new(TAG_MEMORY),
+            opened: Instant::now(),
         })))
     }
 
@@ -171,8 +211,15 @@ impl Store {
         &self,
         call: impl FnOnce(&Filesystem) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.run_whole(move |store| call(&store.files)).await
+    }
+
+    async fn run_whole<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.0);
-        match tokio::task::spawn_blocking(move || call(&store.files)).await {
+        match tokio::task::spawn_blocking(move || call(&store)).await {
             Ok(result) => result,
             Err(e) => match e.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -201,7 +248,7 @@ impl Store {
             .await
     }
 
-    /// Reads a manifest of a repository, if it is here.
+    /// Reads a manifest of a repository, if it is here, which counts as its use.
     pub async fn manifest(
         &self,
         of: &Repository,
@@ -211,14 +258,26 @@ impl Store {
         // The place is held while the file is read: what is written meanwhile takes it away, so
         // that what was read can't cover what is newer.
         let place = match self.0.manifests.get_value_or_guard_async(&key).await {
-            Ok(manifest) => return Ok(Some(manifest)),
+            Ok(kept) => {
+                if self.0.is_to_be_told(&kept) {
+                    let (store, digest) = (Arc::clone(&self.0), digest.clone());
+                    tokio::task::spawn_blocking(move || store.files.touch(&digest));
+                }
+                return Ok(Some(Arc::clone(&kept.manifest)));
+            }
             Err(place) => place,
         };
-        let read = self.run(move |store| store.manifest(&key.0, &key.1));
+        let read = self.run(move |store| {
+            let manifest = store.manifest(&key.0, &key.1)?;
+            if manifest.is_some() {
+                store.touch(&key.1);
+            }
+            Ok(manifest)
+        });
         let Some(manifest) = read.await?.map(Arc::new) else {
             return Ok(None);
         };
-        let _ = place.insert(Arc::clone(&manifest));
+        let _ = place.insert(self.0.kept(Arc::clone(&manifest)));
         Ok(Some(manifest))
     }
 
@@ -244,11 +303,16 @@ impl Store {
         manifest: &Arc<Manifest>,
         tag: Option<&Tag>,
     ) -> Result<(), StoreError> {
-        let (repository, written) = (of.clone(), Arc::clone(manifest));
-        self.run(move |store| store.put_manifest(&repository, &written))
-            .await?;
         let key = (of.clone(), manifest.digest.clone());
-        self.0.manifests.insert(key, Arc::clone(manifest));
+        let manifest_of = Arc::clone(manifest);
+        self.run_whole(move |store| {
+            // It is not evicted from the files before it is in memory, nor between its files.
+            let _lease = store.files.leases.take(&key.1);
+            store.files.put_manifest(&key.0, &manifest_of)?;
+            store.manifests.insert(key, store.kept(manifest_of));
+            Ok(())
+        })
+        .await?;
         match tag {
             Some(tag) => self.put_tag(of, tag, &manifest.digest).await,
             None => Ok(()),
@@ -342,6 +406,51 @@ impl Store {
     pub async fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
         let digest = digest.clone();
         self.run(move |store| store.discard_fill(&digest)).await
+    }
+
+    /// The bytes of all blobs and manifests; `None` before they were counted.
+    pub fn bytes(&self) -> Option<u64> {
+        self.0.files.usage.bytes()
+    }
+
+    /// Counts the bytes of all blobs and manifests. Not to be called while it, or
+    /// [`Self::inventory`] or [`Self::remove`], is under way.
+    pub async fn count(&self) -> Result<(), StoreError> {
+        self.run(Filesystem::count).await
+    }
+
+    /// All blobs and manifests, sorted by digest. It counts their bytes as well.
+    pub async fn inventory(&self) -> Result<Vec<Stored>, StoreError> {
+        self.run(Filesystem::inventory).await
+    }
+
+    /// Removes of what [`Self::inventory`] has listed what is at these places, unless it is being
+    /// used now.
+    pub async fn remove(
+        &self,
+        listed: Vec<Stored>,
+        places: Vec<usize>,
+    ) -> Result<Removed, StoreError> {
+        self.run_whole(move |store| {
+            let victims: Vec<&Stored> = places.into_iter().map(|at| &listed[at]).collect();
+            store.files.remove(&victims, |digest, repositories, tags| {
+                for repository in repositories {
+                    store
+                        .manifests
+                        .remove(&(repository.clone(), digest.clone()));
+                }
+                for tag in tags {
+                    store.tags.remove(tag);
+                }
+            })
+        })
+        .await
+    }
+
+    /// Removes downloads that were given up long ago, and says how many bytes they had.
+    pub async fn remove_stale_fills(&self) -> Result<u64, StoreError> {
+        self.run(|store| store.remove_stale_fills(SystemTime::now()))
+            .await
     }
 
     /// Proves that the store can be written and read back.

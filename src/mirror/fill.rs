@@ -1,6 +1,5 @@
 //! The download of a blob: one request to the upstream, one growing file, any number of readers.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::store::filesystem::Partial;
 use crate::store::layout::Repository;
+use crate::store::lease::BlobFile;
 use crate::upstream::{FetchedBlob, UpstreamError};
 
 /// How many bytes at a blob's end no reader gets before the whole has been verified.
@@ -40,7 +40,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub(super) struct Progress {
     /// The file it goes into, once there is one.
-    pub(super) file: Option<Arc<File>>,
+    pub(super) file: Option<Arc<BlobFile>>,
     /// Bytes from the start that readers may have.
     pub(super) readable: u64,
     /// The size of the blob in bytes, once it is known.
@@ -171,7 +171,9 @@ impl Download<'_> {
         let store = &self.mirror.0.store;
         // The download before this one may have ended between our look and our joining.
         if let Some(blob) = store.blob(self.digest).await? {
-            store.link_layer(&self.source.stored, self.digest).await?;
+            self.mirror
+                .link_layer(&self.source.stored, self.digest)
+                .await;
             self.publish(|progress| {
                 *progress = Progress {
                     file: Some(blob.file),
@@ -221,6 +223,7 @@ impl Download<'_> {
             self.mirror.0.metrics.fill_failures.inc();
             store.discard_fill(self.digest).await?;
         }
+        self.mirror.keep_within_limit().await;
         Ok(())
     }
 

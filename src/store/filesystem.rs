@@ -4,21 +4,34 @@
 //! temporary name, synced, renamed, and its folder synced. A crash at any point leaves what was
 //! there before, and at most a temporary file, which the next start removes.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, FileTimes, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::OFlag;
+use tempfile::TempPath;
 
 use super::layout::{self, Repository};
+use super::lease::{BlobFile, Leases};
+use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
 use crate::oci::{Algorithm, Digest, Hasher, MANIFEST_LIMIT, Manifest, Tag};
+
+/// How exactly a blob's last use is known: a file that is served a thousand times a second is not
+/// written to as often.
+pub const USE_INTERVAL: Duration = Duration::from_mins(5);
 
 /// A root folder in distribution's layout, locked for this process.
 #[derive(Debug)]
 pub struct Filesystem {
-    root: PathBuf,
+    pub(super) root: PathBuf,
+    /// The blobs that are being read or written.
+    pub(super) leases: Leases,
+    /// How many bytes are stored.
+    pub(super) usage: Usage,
     /// Keeps a second agent from working on the same root; the kernel lets go of it when the
     /// process ends, however it ends.
     _lock: File,
@@ -44,6 +57,8 @@ impl Filesystem {
         }
         let store = Self {
             root: root.to_owned(),
+            leases: Leases::default(),
+            usage: Usage::default(),
             _lock: lock,
         };
         // What a killed process left half-written has no reader and no name that means anything.
@@ -59,20 +74,32 @@ impl Filesystem {
         &self.root
     }
 
-    /// Opens a blob's bytes, if they are here.
+    /// Opens a blob's bytes, if they are here, which counts as their use.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let path = self.root.join(layout::blob(digest));
+        // Before the file is opened: from then on it is not evicted.
+        let lease = self.leases.take(digest);
         let Some(file) = open_if_there(&path)? else {
             return Ok(None);
         };
-        let size = file
+        let metadata = file
             .metadata()
-            .map_err(|e| StoreError::new("read", &path, e))?
-            .len();
+            .map_err(|e| StoreError::new("read", &path, e))?;
+        note_use(&file, &metadata);
         Ok(Some(Blob {
-            file: Arc::new(file),
-            size,
+            size: metadata.len(),
+            file: Arc::new(BlobFile::new(file, lease)),
         }))
+    }
+
+    /// Records that a blob or manifest is being used, if it is here.
+    pub fn touch(&self, digest: &Digest) {
+        let file = open_quietly(&self.root.join(layout::blob(digest)));
+        if let Ok(Some(file)) = file
+            && let Ok(metadata) = file.metadata()
+        {
+            note_use(&file, &metadata);
+        }
     }
 
     /// Whether a repository is known to have a blob: by its link, or because one of its manifests
@@ -88,7 +115,7 @@ impl Filesystem {
         {
             return Ok(true);
         }
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for algorithm in Algorithm::ALL {
             let folder = layout::revisions(repository, algorithm.as_str());
             for hex in self.list(&folder)? {
                 let Ok(revision) = format!("{}:{hex}", algorithm.as_str()).parse() else {
@@ -96,7 +123,10 @@ impl Filesystem {
                 };
                 let manifest = self.manifest(repository, &revision)?;
                 if manifest.is_some_and(|manifest| manifest.blobs.contains(digest)) {
-                    self.link_layer(repository, digest)?;
+                    // It saves the search next time, and nobody has to go without for want of it.
+                    if let Err(error) = self.link_layer(repository, digest) {
+                        tracing::debug!(%repository, %digest, %error, "a layer could not be linked");
+                    }
                     return Ok(true);
                 }
             }
@@ -124,7 +154,8 @@ impl Filesystem {
             return Ok(None);
         }
         let path = self.root.join(layout::blob(digest));
-        let Some(file) = open_if_there(&path)? else {
+        // To look for something in a manifest is no use of it.
+        let Some(file) = open_quietly(&path)? else {
             return Ok(None);
         };
         let mut bytes = Vec::new();
@@ -168,17 +199,28 @@ impl Filesystem {
     ) -> Result<(), StoreError> {
         let digest = &manifest.digest;
         // Written even where it is there: those bytes may be the rotten ones that brought us here.
-        self.write(&layout::blob(digest), &manifest.bytes)?;
+        let target = self.root.join(layout::blob(digest));
+        let before = fs::metadata(&target).map_or(0, |metadata| metadata.len());
+        let more = (manifest.bytes.len() as u64).saturating_sub(before);
+        let staged = self.stage(&target, &manifest.bytes)?;
+        self.usage.add(digest, more, || place(staged, &target))?;
+        sync_parent(&target)?;
         self.link(&layout::revision_link(repository, digest), digest)
     }
 
-    /// Moves a tag to a manifest that is stored already, as confirmed now.
+    /// Moves a tag to a manifest that is stored, as confirmed now; a tag of one that is not (it has
+    /// just been evicted) would be a link to nothing, and stays as it is.
     pub fn put_tag(
         &self,
         repository: &Repository,
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StoreError> {
+        let _lease = self.leases.take(digest);
+        let revision = self.root.join(layout::revision_link(repository, digest));
+        if !revision.exists() {
+            return Ok(());
+        }
         self.link(&layout::tag_index_link(repository, tag, digest), digest)?;
         self.link(&layout::tag_link(repository, tag), digest)
     }
@@ -210,6 +252,15 @@ impl Filesystem {
 
     /// The repositories that have manifests, sorted.
     pub fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
+        let found = self.repositories_with(|entry| entry == "_manifests")?;
+        Ok(found)
+    }
+
+    /// The repositories of which `such` an entry is in the folder, sorted.
+    pub(super) fn repositories_with(
+        &self,
+        such: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Repository>, StoreError> {
         let mut found = Vec::new();
         let mut folders = vec![String::new()];
         while let Some(folder) = folders.pop() {
@@ -219,14 +270,16 @@ impl Filesystem {
                 } else {
                     format!("{folder}/{entry}")
                 };
-                if entry == "_manifests" {
+                if such(&entry) {
                     found.push(Repository::from_path(folder.clone()));
-                } else if !entry.starts_with('_') {
+                }
+                if !entry.starts_with('_') {
                     folders.push(path);
                 }
             }
         }
         found.sort();
+        found.dedup();
         Ok(found)
     }
 
@@ -234,6 +287,8 @@ impl Filesystem {
     /// the hash of that.
     pub fn open_fill(&self, digest: &Digest) -> Result<Partial, StoreError> {
         let path = self.root.join(layout::fill(digest));
+        // Held through the commit and by the readers that follow, so that nobody loses it.
+        let lease = self.leases.take(digest);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))?;
         }
@@ -258,7 +313,7 @@ impl Filesystem {
             }
         }
         Ok(Partial {
-            file: Arc::new(file),
+            file: Arc::new(BlobFile::new(file, lease)),
             path,
             length,
             hasher,
@@ -272,8 +327,16 @@ impl Filesystem {
             .file
             .sync_all()
             .map_err(|e| StoreError::new("sync", &partial.path, e))?;
+        // The kernel's own idea of its last use may be a day old, when it was begun.
+        let now = FileTimes::new().set_accessed(SystemTime::now());
+        partial
+            .file
+            .set_times(now)
+            .map_err(|e| StoreError::new("touch", &partial.path, e))?;
         make_parent(&target)?;
-        fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))?;
+        self.usage.add(digest, partial.length, || {
+            fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))
+        })?;
         sync_parent(&target)
     }
 
@@ -306,12 +369,13 @@ impl Filesystem {
         let block = statistics.fragment_size();
         Ok(Disk {
             size: statistics.blocks() * block,
+            used: statistics.blocks().saturating_sub(statistics.blocks_free()) * block,
             available: statistics.blocks_available() * block,
         })
     }
 
     /// The names in a folder; none where the folder is missing.
-    fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+    pub(super) fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
         let path = self.root.join(folder);
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
@@ -336,8 +400,15 @@ impl Filesystem {
     /// Writes a whole file, atomically and durably.
     fn write(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let target = self.root.join(path);
+        let staged = self.stage(&target, bytes)?;
+        place(staged, &target)?;
+        sync_parent(&target)
+    }
+
+    /// Writes a whole file under a temporary name, with everything ready for its own.
+    fn stage(&self, target: &Path, bytes: &[u8]) -> Result<TempPath, StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
-        let error = |e| StoreError::new("write", &target, e);
+        let error = |e| StoreError::new("write", target, e);
         let mut file = tempfile::Builder::new()
             // distribution must be able to read what is written here, under its own user.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
@@ -346,18 +417,15 @@ impl Filesystem {
         file.write_all(bytes)
             .and_then(|()| file.as_file().sync_all())
             .map_err(error)?;
-        make_parent(&target)?;
-        file.into_temp_path()
-            .persist(&target)
-            .map_err(|e| error(e.error))?;
-        sync_parent(&target)
+        make_parent(target)?;
+        Ok(file.into_temp_path())
     }
 }
 
 /// A blob that is being downloaded.
 pub struct Partial {
     /// Open for reading and writing; readers keep it through the rename.
-    pub file: Arc<File>,
+    pub file: Arc<BlobFile>,
     /// Where it is until then.
     pub path: PathBuf,
     /// Bytes that are there.
@@ -383,8 +451,17 @@ impl Partial {
 pub struct Disk {
     /// All of it.
     pub size: u64,
+    /// What is in use, by whomever.
+    pub used: u64,
     /// What can still be written.
     pub available: u64,
+}
+
+/// Gives a staged file its name.
+fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
+    staged
+        .persist(target)
+        .map_err(|e| StoreError::new("write", target, e.error))
 }
 
 fn make_parent(of: &Path) -> Result<(), StoreError> {
@@ -408,8 +485,36 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
+/// Opens a file without the kernel taking that for its use, where it may be asked to.
+pub(super) fn open_quietly(path: &Path) -> Result<Option<File>, StoreError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NOATIME.bits())
+        .open(path);
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        // Only a file's owner may ask for that.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => open_if_there(path),
+        Err(e) if absent(&e) => Ok(None),
+        Err(e) => Err(StoreError::new("open", path, e)),
+    }
+}
+
+/// Sets the time of a file's last use to now, where that is not so already. Set by hand, because
+/// disks are mounted without it for speed.
+fn note_use(file: &File, metadata: &Metadata) {
+    let now = SystemTime::now();
+    let recent = metadata
+        .accessed()
+        .is_ok_and(|used| now.duration_since(used).is_ok_and(|ago| ago < USE_INTERVAL));
+    if !recent && let Err(error) = file.set_times(FileTimes::new().set_accessed(now)) {
+        // A read-only disk evicts nothing either.
+        tracing::debug!(%error, "a blob's use could not be recorded");
+    }
+}
+
 /// A path that leads through a file is as absent as one that leads nowhere.
-fn absent(error: &io::Error) -> bool {
+pub(super) fn absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
