@@ -60,6 +60,8 @@ pub struct Metrics {
     pub fill_failures: Counter,
     /// Downloads that went on after a break.
     pub fill_resumptions: Counter,
+    /// Downloads that the store could not keep, and that went on to their readers.
+    pub passed_through: Counter,
     /// Downloads under way.
     pub fills: Gauge,
     /// Blobs and manifests that were evicted.
@@ -105,6 +107,7 @@ impl Metrics {
             upstream_requests: "Requests to upstreams",
             fill_failures: "Downloads that ended without a blob",
             fill_resumptions: "Downloads that went on after a break",
+            passed_through: "Downloads that the store could not keep",
             fills: "Downloads under way",
             evicted_blobs: "Blobs and manifests that were evicted",
             evicted_bytes: "Bytes of the blobs and manifests that were evicted",

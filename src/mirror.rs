@@ -4,12 +4,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 mod content;
+mod download;
 mod evict;
 mod fill;
 mod flight;
 mod freshness;
+mod passing;
 
-pub use content::BlobContent;
+pub use content::{BlobContent, Piece};
 pub use freshness::Served;
 
 use evict::Evictions;
@@ -80,6 +82,17 @@ pub struct Source {
     pub name: Name,
     /// Its place in the store.
     pub stored: Repository,
+}
+
+impl Source {
+    /// Its upstream sent something else than this.
+    fn mismatch(&self, wanted: &Digest) -> MirrorError {
+        MirrorError::Mismatch {
+            upstream: self.upstream.registry().clone(),
+            name: self.name.clone(),
+            wanted: wanted.clone(),
+        }
+    }
 }
 
 /// What can change while the agent runs.

@@ -1,6 +1,7 @@
 //! Where blobs, manifests and tags are kept. The files are the truth: nothing is kept in memory
 //! that can't be read again, and opening a store never scans it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,14 @@ use quick_cache::sync::Cache;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
+mod partial;
 mod sweep;
 mod usage;
 
+pub use partial::Partial;
 pub use sweep::{Removed, Stored};
 
-use filesystem::{Disk, Filesystem, Partial, USE_INTERVAL};
+use filesystem::{Disk, Filesystem, USE_INTERVAL};
 use layout::Repository;
 use lease::BlobFile;
 
@@ -115,6 +118,14 @@ impl FilePart {
         self.length -= count as u64;
         Ok(())
     }
+}
+
+/// A download, and what it did not take of what was to be appended.
+pub struct Appended {
+    /// The download.
+    pub partial: Partial,
+    /// What is not in it, and why.
+    pub refused: Option<(VecDeque<Bytes>, StoreError)>,
 }
 
 /// What a tag points to.
@@ -372,34 +383,41 @@ impl Store {
         self.run(move |store| store.open_fill(&digest)).await
     }
 
-    /// Appends to a download. The partial is lost with an error.
+    /// Appends to a download.
     pub async fn append(
         &self,
         mut partial: Partial,
-        bytes: Vec<Bytes>,
-    ) -> Result<Partial, StoreError> {
+        mut bytes: VecDeque<Bytes>,
+    ) -> Result<Appended, StoreError> {
         self.run(move |_| {
-            for piece in bytes {
-                partial.append(&piece)?;
+            let mut refused = None;
+            while let Some(piece) = bytes.front() {
+                if let Err(error) = partial.append(piece) {
+                    refused = Some((bytes, error));
+                    break;
+                }
+                bytes.pop_front();
             }
-            Ok(partial)
+            Ok(Appended { partial, refused })
         })
         .await
     }
 
-    /// Makes a download that has been verified a blob of a repository.
+    /// Brings a download to the disk. What could not be, never can: the disk may have lost it.
+    pub async fn sync_fill(&self, partial: &Arc<Partial>) -> Result<(), StoreError> {
+        let partial = Arc::clone(partial);
+        self.run(move |_| partial.sync()).await
+    }
+
+    /// Makes a download that has been verified and synced a blob.
     pub async fn commit_fill(
         &self,
-        of: &Repository,
         digest: &Digest,
-        partial: Partial,
+        partial: &Arc<Partial>,
     ) -> Result<(), StoreError> {
-        let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| {
-            store.commit_fill(&digest, &partial)?;
-            store.link_layer(&repository, &digest)
-        })
-        .await
+        let (digest, partial) = (digest.clone(), Arc::clone(partial));
+        self.run(move |store| store.commit_fill(&digest, &partial))
+            .await
     }
 
     /// Removes a download that is not what it should be.

@@ -85,13 +85,13 @@ impl Mirror {
     }
 
     /// Writes about `bytes`, and once more after an eviction where the disk is too full for them.
-    pub(super) async fn with_room<F>(
+    pub(super) async fn with_room<T, F>(
         &self,
         bytes: u64,
         write: impl Fn() -> F,
-    ) -> Result<(), StoreError>
+    ) -> Result<T, StoreError>
     where
-        F: Future<Output = Result<(), StoreError>>,
+        F: Future<Output = Result<T, StoreError>>,
     {
         match write().await {
             Err(error) if error.is_full() && self.make_room(bytes).await => write().await,
@@ -101,7 +101,7 @@ impl Mirror {
 
     /// Evicts because the disk has refused `bytes` more, whatever the limit; says whether that
     /// freed anything.
-    async fn make_room(&self, bytes: u64) -> bool {
+    pub(super) async fn make_room(&self, bytes: u64) -> bool {
         let came = Instant::now();
         let mut last = self.0.evictions.0.lock().await;
         // Somebody else has made room while we waited.
@@ -167,10 +167,10 @@ fn excess(limit: CacheLimit, disk: Disk, bytes: Option<u64>) -> u64 {
     let (high, used) = match limit {
         CacheLimit::Bytes(limit) => (limit, bytes.unwrap_or(0)),
         // As `df` has it: what is kept for root is none of the disk.
-        CacheLimit::Share(percent) => (
-            (disk.used + disk.available) / 100 * u64::from(percent),
-            disk.used,
-        ),
+        CacheLimit::Share(percent) => {
+            let share = u128::from(disk.used + disk.available) * u128::from(percent) / 100;
+            (u64::try_from(share).unwrap_or(u64::MAX), disk.used)
+        }
     };
     if used <= high {
         return 0;

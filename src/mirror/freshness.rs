@@ -248,11 +248,7 @@ impl Mirror {
         if let Some(wanted) = wanted
             && wanted != digest
         {
-            return Err(MirrorError::Mismatch {
-                upstream: source.upstream.registry().clone(),
-                name: source.name.clone(),
-                wanted,
-            });
+            return Err(source.mismatch(&wanted));
         }
         let manifest = Manifest::parse(fetched.bytes, digest).map_err(|e| {
             let what = format!("the manifest {reference} of {}", source.name);

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, FileTimes, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,7 @@ use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
 use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
-use crate::oci::{Algorithm, Digest, Hasher, MANIFEST_LIMIT, Manifest, Tag};
+use crate::oci::{Algorithm, Digest, MANIFEST_LIMIT, Manifest, Tag};
 
 /// How exactly a blob's last use is known: a file that is served a thousand times a second is not
 /// written to as often.
@@ -283,72 +283,6 @@ impl Filesystem {
         Ok(found)
     }
 
-    /// Opens the file that a blob is downloaded into, with what an earlier download left in it and
-    /// the hash of that.
-    pub fn open_fill(&self, digest: &Digest) -> Result<Partial, StoreError> {
-        let path = self.root.join(layout::fill(digest));
-        // Held through the commit and by the readers that follow, so that nobody loses it.
-        let lease = self.leases.take(digest);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))?;
-        }
-        let error = |e| StoreError::new("read", &path, e);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|e| StoreError::new("open", &path, e))?;
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut length = 0;
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            match file.read_at(&mut buffer, length).map_err(error)? {
-                0 => break,
-                read => {
-                    hasher.update(&buffer[..read]);
-                    length += read as u64;
-                }
-            }
-        }
-        Ok(Partial {
-            file: Arc::new(BlobFile::new(file, lease)),
-            path,
-            length,
-            hasher,
-        })
-    }
-
-    /// Makes a download that has been verified a blob of the store.
-    pub fn commit_fill(&self, digest: &Digest, partial: &Partial) -> Result<(), StoreError> {
-        let target = self.root.join(layout::blob(digest));
-        partial
-            .file
-            .sync_all()
-            .map_err(|e| StoreError::new("sync", &partial.path, e))?;
-        // The kernel's own idea of its last use may be a day old, when it was begun.
-        let now = FileTimes::new().set_accessed(SystemTime::now());
-        partial
-            .file
-            .set_times(now)
-            .map_err(|e| StoreError::new("touch", &partial.path, e))?;
-        make_parent(&target)?;
-        self.usage.add(digest, partial.length, || {
-            fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))
-        })?;
-        sync_parent(&target)
-    }
-
-    /// Removes a download that is not what it should be.
-    pub fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
-        let path = self.root.join(layout::fill(digest));
-        match fs::remove_file(&path) {
-            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
-            _ => Ok(()),
-        }
-    }
-
     /// Proves that the store can be written and read back.
     pub fn probe(&self) -> Result<(), StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
@@ -422,30 +356,6 @@ impl Filesystem {
     }
 }
 
-/// A blob that is being downloaded.
-pub struct Partial {
-    /// Open for reading and writing; readers keep it through the rename.
-    pub file: Arc<BlobFile>,
-    /// Where it is until then.
-    pub path: PathBuf,
-    /// Bytes that are there.
-    pub length: u64,
-    /// Has taken those bytes.
-    pub hasher: Hasher,
-}
-
-impl Partial {
-    /// Appends bytes.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all_at(bytes, self.length)
-            .map_err(|e| StoreError::new("write", &self.path, e))?;
-        self.hasher.update(bytes);
-        self.length += bytes.len() as u64;
-        Ok(())
-    }
-}
-
 /// Sizes of a disk, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Disk {
@@ -464,13 +374,13 @@ fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
         .map_err(|e| StoreError::new("write", target, e.error))
 }
 
-fn make_parent(of: &Path) -> Result<(), StoreError> {
+pub(super) fn make_parent(of: &Path) -> Result<(), StoreError> {
     let folder = of.parent().unwrap_or(of);
     fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))
 }
 
 /// Without this a new name may be lost with the power, although the bytes behind it are safe.
-fn sync_parent(of: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_parent(of: &Path) -> Result<(), StoreError> {
     let folder = of.parent().unwrap_or(of);
     File::open(folder)
         .and_then(|folder| folder.sync_all())

@@ -1,9 +1,11 @@
 //! A small disk, and files that look as if they were used long ago.
 
 use std::fs::{File, FileTimes};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::write_file;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
@@ -24,17 +26,16 @@ impl Disk {
         Self(path.to_owned())
     }
 
-    /// Makes it read-only, or writable again.
+    /// Leaves no byte free, until the file that it says is removed.
     #[track_caller]
-    pub fn read_only(&self, read_only: bool) {
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-        let flags = if read_only {
-            flags | MsFlags::MS_RDONLY
-        } else {
-            flags
-        };
-        let none = None::<&str>;
-        mount(none, &self.0, none, flags, none).expect("a mount of other flags");
+    pub fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        write_file(&path, b"");
+        let file = File::options().append(true).open(&path);
+        let mut file = file.expect("the file just written");
+        let piece = [1; 4096];
+        while file.write_all(&piece).is_ok() {}
+        path
     }
 }
 
