@@ -17,6 +17,7 @@ mod error;
 mod fragment;
 mod limit;
 mod merge;
+mod password;
 mod schema;
 mod settings;
 mod source;

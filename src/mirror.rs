@@ -10,9 +10,11 @@ mod fill;
 mod flight;
 mod freshness;
 mod passing;
+mod referrers;
 
 pub use content::{BlobContent, Piece};
 pub use freshness::Served;
+pub use referrers::Referrers;
 
 use evict::Evictions;
 use fill::Fills;
@@ -378,11 +380,7 @@ fn upstreams(
         .iter()
         .map(|wanted| match kept(wanted) {
             Some(upstream) => Arc::clone(upstream),
-            None => Arc::new(Upstream::new(
-                wanted.clone(),
-                settings.timeouts,
-                Arc::clone(metrics),
-            )),
+            None => Arc::new(Upstream::new(wanted.clone(), settings.timeouts, metrics)),
         })
         .collect()
 }

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,20 +11,22 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use serde_json::Value;
 
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
+mod part;
 mod partial;
 mod sweep;
 mod usage;
 
+pub use part::{Blob, FilePart};
 pub use partial::Partial;
 pub use sweep::{Removed, Stored};
 
 use filesystem::{Disk, Filesystem, USE_INTERVAL};
 use layout::Repository;
-use lease::BlobFile;
 
 use crate::oci::{Digest, Manifest, Tag};
 
@@ -65,58 +66,6 @@ impl StoreError {
             source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
         ))
-    }
-}
-
-/// A blob of the store, open for reading. It stays readable when it is removed meanwhile.
-#[derive(Debug, Clone)]
-pub struct Blob {
-    /// The bytes.
-    pub file: Arc<BlobFile>,
-    /// How many, in bytes.
-    pub size: u64,
-}
-
-/// A part of a file of the store.
-#[derive(Debug, Clone)]
-pub struct FilePart {
-    /// The file.
-    pub file: Arc<BlobFile>,
-    /// Where the part begins, in bytes.
-    pub offset: u64,
-    /// How long it is, in bytes.
-    pub length: u64,
-}
-
-impl FilePart {
-    /// Reads at most `limit` bytes of its beginning, and takes them off.
-    pub async fn read(&mut self, limit: u64) -> io::Result<Bytes> {
-        let (file, offset) = (Arc::clone(&self.file), self.offset);
-        let length = usize::try_from(self.length.min(limit)).map_err(io::Error::other)?;
-        let bytes: Bytes = tokio::task::spawn_blocking(move || {
-            let mut buffer = vec![0; length];
-            let read = file.read_at(&mut buffer, offset)?;
-            buffer.truncate(read);
-            io::Result::Ok(buffer.into())
-        })
-        .await
-        .map_err(io::Error::other)??;
-        self.take(bytes.len())?;
-        Ok(bytes)
-    }
-
-    /// Takes `count` bytes off its beginning, which have been read or sent.
-    pub fn take(&mut self, count: usize) -> io::Result<()> {
-        if count == 0 {
-            // A file of the store never shrinks, unless something else than this agent cuts it.
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "a file of the store is too short",
-            ));
-        }
-        self.offset += count as u64;
-        self.length -= count as u64;
-        Ok(())
     }
 }
 
@@ -364,6 +313,29 @@ impl Store {
             confirmed: SystemTime::now(),
         };
         self.0.tags.insert((of.clone(), tag.clone()), link);
+    }
+
+    /// What was last kept of the referrers of a manifest.
+    pub async fn referrers(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.referrers(&repository, &digest))
+            .await
+    }
+
+    /// Keeps the referrers of a manifest.
+    pub async fn put_referrers(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+        list: &[Value],
+    ) -> Result<(), StoreError> {
+        let (repository, digest, list) = (of.clone(), digest.clone(), list.to_vec());
+        self.run(move |store| store.put_referrers(&repository, &digest, &list))
+            .await
     }
 
     /// The tags of a repository, sorted.

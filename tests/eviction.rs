@@ -33,7 +33,7 @@ fn with_four(hub: &Upstream, images: &[Image; 5], limit: &str) -> Agent {
     let mut agent = setup.set("health.interval", "50ms").start();
     for (number, image) in images[..4].iter().enumerate() {
         agent.pull(&format!("library/{}", NAMES[number]), "latest", image);
-        agent.wait_until_stored(image);
+        agent.wait_until_stored(image.blobs());
     }
     agent.kill();
     for (number, image) in images[..4].iter().enumerate() {
@@ -131,7 +131,7 @@ fn an_image_whose_blobs_were_evicted_is_filled_again() {
     hub.switch_on();
     agent.pull("library/a", "latest", image);
     assert_eq!(hub.served("GET", &image.layer().digest).len(), 2);
-    agent.wait_until_stored(image);
+    agent.wait_until_stored(image.blobs());
 }
 
 #[test]

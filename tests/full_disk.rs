@@ -193,7 +193,7 @@ fn a_disk_without_a_byte_left_still_pulls_and_stores_again_when_there_is_room() 
     }
     let [cached, cold] = &images;
     agent.pull("library/a", "latest", cached);
-    agent.wait_until_stored(cached);
+    agent.wait_until_stored(cached.blobs());
     // Held open, so that it can't make room.
     let layer = format!("/v2/library/a/blobs/{}", cached.layer().digest);
     let mut reader = agent.request("GET", &layer).open();
@@ -212,7 +212,7 @@ fn a_disk_without_a_byte_left_still_pulls_and_stores_again_when_there_is_room() 
     hub.switch_on();
     fs::remove_file(filler).unwrap();
     agent.pull("library/b", "latest", cold);
-    agent.wait_until_stored(cold);
+    agent.wait_until_stored(cold.blobs());
     hub.switch_off();
     agent.pull("library/b", "latest", cold);
 }

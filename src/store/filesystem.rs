@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::OFlag;
 use tempfile::TempPath;
 
+use serde_json::Value;
+
 use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
 use super::usage::Usage;
@@ -233,6 +235,31 @@ impl Filesystem {
             .open(&path)
             .and_then(|link| link.set_modified(SystemTime::now()))
             .map_err(|e| StoreError::new("touch", &path, e))
+    }
+
+    /// What was last kept of the referrers of a manifest.
+    pub fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
+        let path = self.root.join(layout::referrers(repository, digest));
+        let Some(file) = open_if_there(&path)? else {
+            return Ok(None);
+        };
+        // What can't be read is not kept.
+        Ok(serde_json::from_reader(io::BufReader::new(file)).ok())
+    }
+
+    /// Keeps the referrers of a manifest.
+    pub fn put_referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        list: &[Value],
+    ) -> Result<(), StoreError> {
+        let path = layout::referrers(repository, digest);
+        self.write(&path, Value::from(list).to_string().as_bytes())
     }
 
     /// The tags of a repository, sorted. A folder without `current/link` is not a tag.

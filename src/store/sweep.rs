@@ -269,6 +269,7 @@ impl Filesystem {
         for repository in &links.repositories {
             let link = layout::revision_link(repository, digest);
             remove_with_folders(&self.root.join(link), 1)?;
+            remove_file(&self.root.join(layout::referrers(repository, digest)))?;
         }
         Ok(())
     }
