@@ -195,9 +195,16 @@ impl Store {
     }
 
     /// Whether a repository is known to have a blob.
-    pub async fn has_layer(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+    pub async fn has_link(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| store.has_layer(&repository, &digest))
+        self.run(move |store| store.has_link(&repository, &digest))
+            .await
+    }
+
+    /// Whether a manifest of a repository names a blob.
+    pub async fn names_layer(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.names_layer(&repository, &digest))
             .await
     }
 
@@ -381,15 +388,20 @@ impl Store {
         self.run(move |_| partial.sync()).await
     }
 
-    /// Makes a download that has been verified and synced a blob.
+    /// Makes a download that has been verified and synced a blob of a repository, and says whether
+    /// that could be linked as well: at once, so that hardly anybody finds the one without the other.
     pub async fn commit_fill(
         &self,
+        of: &Repository,
         digest: &Digest,
         partial: &Arc<Partial>,
-    ) -> Result<(), StoreError> {
-        let (digest, partial) = (digest.clone(), Arc::clone(partial));
-        self.run(move |store| store.commit_fill(&digest, &partial))
-            .await
+    ) -> Result<bool, StoreError> {
+        let (repository, digest, partial) = (of.clone(), digest.clone(), Arc::clone(partial));
+        self.run(move |store| {
+            store.commit_fill(&digest, &partial)?;
+            Ok(store.link_layer(&repository, &digest).is_ok())
+        })
+        .await
     }
 
     /// Removes a download that is not what it should be.

@@ -74,6 +74,23 @@ impl BlobContent {
         })
     }
 
+    /// Waits until all of it is here and has been verified, or passes through; then its size is
+    /// known.
+    pub async fn whole(&mut self) -> Result<(), MirrorError> {
+        if let From::Fill(fill) = &mut self.from {
+            let progress = fill.wait(|_| false).await?;
+            match progress.end {
+                Some(End::Failed(error)) => return Err(error),
+                // It can't be verified before it is sent, and nothing but its size would tell the
+                // client that it ends short.
+                Some(End::Unstored(_)) if progress.total.is_none() => return Err(fill.given_up()),
+                _ => {}
+            }
+            self.size = progress.total;
+        }
+        Ok(())
+    }
+
     /// Waits until the byte at `start` can be read, so that a download that fails before is an
     /// error and not an answer that breaks off.
     pub async fn ready(&mut self, start: u64) -> Result<(), MirrorError> {

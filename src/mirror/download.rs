@@ -174,11 +174,11 @@ impl Download<'_> {
     async fn keep(&self, partial: Arc<Partial>) -> Result<(), StoreError> {
         let store = &self.mirror.0.store;
         store.sync_fill(&partial).await?;
-        let commit = || store.commit_fill(self.digest, &partial);
-        self.mirror.with_room(0, commit).await?;
-        self.mirror
-            .link_layer(&self.source.stored, self.digest)
-            .await;
+        let repository = &self.source.stored;
+        let commit = || store.commit_fill(repository, self.digest, &partial);
+        if !self.mirror.with_room(0, commit).await? {
+            self.mirror.link_layer(repository, self.digest).await;
+        }
         Ok(())
     }
 

@@ -112,6 +112,10 @@ impl Fill {
             .await
             .ok()
             .and_then(|state| state.as_ref().map(|(_, progress)| progress.clone()));
-        reached.ok_or_else(|| MirrorError::Abandoned(self.digest.to_string()))
+        reached.ok_or_else(|| self.given_up())
+    }
+
+    pub(super) fn given_up(&self) -> MirrorError {
+        MirrorError::Abandoned(self.digest.to_string())
     }
 }
