@@ -127,6 +127,10 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         health_sender,
         metrics,
     ));
+    let looking_after = tokio::spawn(shared.mirror.clone().look_after_cache({
+        let shared = Arc::clone(&shared);
+        move || shared.settings().health.interval
+    }));
     let telling = tokio::spawn(tell_systemd(Arc::clone(&shared)));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -158,6 +162,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
     }
     probing.abort();
+    looking_after.abort();
     stop_admin_sender.send_replace(true);
     // Its answers are short; whether one was cut off does not matter any more.
     let _ = admin_serving.await;

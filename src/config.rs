@@ -15,7 +15,9 @@ mod distribution;
 mod document;
 mod error;
 mod fragment;
+mod limit;
 mod merge;
+mod password;
 mod schema;
 mod settings;
 mod source;
@@ -23,6 +25,7 @@ mod source;
 use std::path::{Path, PathBuf};
 
 pub use error::Errors;
+pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
     AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,

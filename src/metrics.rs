@@ -1,6 +1,7 @@
 //! What is counted, and its Prometheus text. `status` and the unit's status line read the same
 //! counters, so that they can't disagree.
 
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -59,8 +60,16 @@ pub struct Metrics {
     pub fill_failures: Counter,
     /// Downloads that went on after a break.
     pub fill_resumptions: Counter,
+    /// Downloads that the store could not keep, and that went on to their readers.
+    pub passed_through: Counter,
     /// Downloads under way.
     pub fills: Gauge,
+    /// Blobs and manifests that were evicted.
+    pub evicted_blobs: Counter,
+    /// Their bytes.
+    pub evicted_bytes: Counter,
+    /// Bytes of the blobs and manifests that are stored, once they were counted.
+    cache_bytes: OnceLock<Gauge>,
     /// Pulls that an upstream says are left in its window.
     pub rate_limit_remaining: Family<RegistryLabels, Gauge>,
     /// Connections of clients that are open.
@@ -70,6 +79,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Sets how many bytes are stored, where that is known. Until it is, the metric is not there.
+    pub fn set_cache_bytes(&self, bytes: Option<u64>) {
+        if let Some(bytes) = bytes {
+            let gauge = self.cache_bytes.get_or_init(Gauge::default);
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+    }
+
     /// The Prometheus text exposition (`OpenMetrics` 1.0).
     pub fn encode(&self) -> String {
         let mut registry = Registry::with_prefix("registry_agent");
@@ -90,10 +107,17 @@ impl Metrics {
             upstream_requests: "Requests to upstreams",
             fill_failures: "Downloads that ended without a blob",
             fill_resumptions: "Downloads that went on after a break",
+            passed_through: "Downloads that the store could not keep",
             fills: "Downloads under way",
+            evicted_blobs: "Blobs and manifests that were evicted",
+            evicted_bytes: "Bytes of the blobs and manifests that were evicted",
             rate_limit_remaining: "Pulls that an upstream says are left in its window",
             connections: "Connections of clients that are open",
             ready: "1 while ready",
+        }
+        if let Some(gauge) = self.cache_bytes.get() {
+            let help = "Bytes of the blobs and manifests that are stored";
+            registry.register("cache_bytes", help, gauge.clone());
         }
         let mut text = String::new();
         // Writing to a String can't fail; an empty page is the least wrong answer if it ever does.

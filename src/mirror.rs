@@ -4,20 +4,24 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 mod content;
+mod download;
+mod evict;
 mod fill;
 mod flight;
 mod freshness;
+mod passing;
 mod referrers;
 
-pub use content::BlobContent;
+pub use content::{BlobContent, Piece};
 pub use freshness::Served;
 pub use referrers::Referrers;
 
+use evict::Evictions;
 use fill::Fills;
 use flight::Flights;
 use freshness::Resolution;
 
-use crate::config::{Freshness, Settings};
+use crate::config::{CacheLimit, Freshness, Settings};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
@@ -82,11 +86,23 @@ pub struct Source {
     pub stored: Repository,
 }
 
+impl Source {
+    /// Its upstream sent something else than this.
+    fn mismatch(&self, wanted: &Digest) -> MirrorError {
+        MirrorError::Mismatch {
+            upstream: self.upstream.registry().clone(),
+            name: self.name.clone(),
+            wanted: wanted.clone(),
+        }
+    }
+}
+
 /// What can change while the agent runs.
 #[derive(Debug)]
 struct Live {
     upstreams: Vec<Arc<Upstream>>,
     freshness: Freshness,
+    cache_limit: CacheLimit,
 }
 
 impl Live {
@@ -113,6 +129,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     live: RwLock<Arc<Live>>,
     fills: Fills,
+    evictions: Evictions,
     manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
     tags: Flights<(Repository, Tag), Resolution>,
 }
@@ -123,12 +140,14 @@ impl Mirror {
         let live = Live {
             upstreams: upstreams(settings, &[], &metrics),
             freshness: settings.freshness,
+            cache_limit: settings.cache_limit,
         };
         Self(Arc::new(Inner {
             store,
             metrics,
             live: RwLock::new(Arc::new(live)),
             fills: Fills::default(),
+            evictions: Evictions::default(),
             manifests: Flights::default(),
             tags: Flights::default(),
         }))
@@ -141,6 +160,7 @@ impl Mirror {
         let live = Live {
             upstreams: upstreams(settings, &before.upstreams, &self.0.metrics),
             freshness: settings.freshness,
+            cache_limit: settings.cache_limit,
         };
         *self.0.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
     }
@@ -231,6 +251,15 @@ impl Mirror {
         }
     }
 
+    /// Records that a repository has a blob. Where that can't be, the next request asks the upstream
+    /// once more, and this one goes on.
+    async fn link_layer(&self, repository: &Repository, digest: &Digest) {
+        let link = || self.0.store.link_layer(repository, digest);
+        if let Err(error) = self.with_room(0, link).await {
+            tracing::warn!(%repository, %digest, %error, "a layer could not be linked");
+        }
+    }
+
     /// The size of a blob in bytes, where it is known, without downloading it.
     pub async fn blob_size(
         &self,
@@ -258,7 +287,10 @@ impl Mirror {
             return Ok(());
         }
         match self.ask_for_blob(source, digest).await {
-            Ok(_) => Ok(store.link_layer(&source.stored, digest).await?),
+            Ok(_) => {
+                self.link_layer(&source.stored, digest).await;
+                Ok(())
+            }
             Err(error @ MirrorError::Unavailable(_)) => {
                 if store.names_layer(&source.stored, digest).await? {
                     return Ok(());

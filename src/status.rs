@@ -64,6 +64,12 @@ pub struct StorageStatus {
     pub size_bytes: Option<u64>,
     /// What can still be written, in bytes.
     pub available_bytes: Option<u64>,
+    /// What is in use of it, in bytes, by whomever.
+    pub used_bytes: Option<u64>,
+    /// How much may be stored (`80% of the disk`, `500.00 GB`).
+    pub cache_limit: String,
+    /// The bytes of all blobs and manifests; absent before they were counted.
+    pub cache_bytes: Option<u64>,
 }
 
 /// An upstream.
@@ -130,6 +136,9 @@ impl Status {
                 root: mirror.store().root().display().to_string(),
                 size_bytes: disk.map(|disk| disk.size),
                 available_bytes: disk.map(|disk| disk.available),
+                used_bytes: disk.map(|disk| disk.used),
+                cache_limit: mirror.cache_limit().to_string(),
+                cache_bytes: mirror.store().bytes(),
             },
             upstreams: upstreams.collect(),
         }
@@ -184,6 +193,25 @@ pub fn line(settings: &Settings, mirror: &Mirror, health: &Health, metrics: &Met
     line
 }
 
+impl StorageStatus {
+    /// How much is stored of what may be: `12.00 GB of at most 500.00 GB`.
+    fn cache(&self) -> String {
+        let limit = &self.cache_limit;
+        let mut text = match self.cache_bytes {
+            Some(bytes) => format!("{} of at most {limit}", DecimalBytes(bytes)),
+            None => format!("at most {limit}"),
+        };
+        if let (Some(used), Some(available)) = (self.used_bytes, self.available_bytes)
+            && limit.contains('%')
+        {
+            let share = used.saturating_mul(100) / (used + available).max(1);
+            // Writing to a String can't fail.
+            let _ = write!(text, ", of which {share}% is in use");
+        }
+        text
+    }
+}
+
 impl fmt::Display for Status {
     /// The table that people read.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -215,6 +243,7 @@ impl fmt::Display for Status {
                 format!("{} free of {}", DecimalBytes(available), DecimalBytes(size)),
             ));
         }
+        rows.push(("cache", self.storage.cache()));
         for upstream in &self.upstreams {
             let mut text = format!("{} at {}", upstream.registry, upstream.urls.join(", "));
             match upstream.answered_seconds_ago {

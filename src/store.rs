@@ -1,12 +1,12 @@
 //! Where blobs, manifests and tags are kept. The files are the truth: nothing is kept in memory
 //! that can't be read again, and opening a store never scans it.
 
-use std::fs::File;
+use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
@@ -15,8 +15,17 @@ use serde_json::Value;
 
 pub mod filesystem;
 pub mod layout;
+pub mod lease;
+mod part;
+mod partial;
+mod sweep;
+mod usage;
 
-use filesystem::{Disk, Filesystem, Partial};
+pub use part::{Blob, FilePart};
+pub use partial::Partial;
+pub use sweep::{Removed, Stored};
+
+use filesystem::{Disk, Filesystem, USE_INTERVAL};
 use layout::Repository;
 
 use crate::oci::{Digest, Manifest, Tag};
@@ -60,56 +69,12 @@ impl StoreError {
     }
 }
 
-/// A blob of the store, open for reading. It stays readable when it is removed meanwhile.
-#[derive(Debug, Clone)]
-pub struct Blob {
-    /// The bytes.
-    pub file: Arc<File>,
-    /// How many, in bytes.
-    pub size: u64,
-}
-
-/// A part of a file of the store.
-#[derive(Debug, Clone)]
-pub struct FilePart {
-    /// The file.
-    pub file: Arc<File>,
-    /// Where the part begins, in bytes.
-    pub offset: u64,
-    /// How long it is, in bytes.
-    pub length: u64,
-}
-
-impl FilePart {
-    /// Reads at most `limit` bytes of its beginning, and takes them off.
-    pub async fn read(&mut self, limit: u64) -> io::Result<Bytes> {
-        let (file, offset) = (Arc::clone(&self.file), self.offset);
-        let length = usize::try_from(self.length.min(limit)).map_err(io::Error::other)?;
-        let bytes: Bytes = tokio::task::spawn_blocking(move || {
-            let mut buffer = vec![0; length];
-            let read = file.read_at(&mut buffer, offset)?;
-            buffer.truncate(read);
-            io::Result::Ok(buffer.into())
-        })
-        .await
-        .map_err(io::Error::other)??;
-        self.take(bytes.len())?;
-        Ok(bytes)
-    }
-
-    /// Takes `count` bytes off its beginning, which have been read or sent.
-    pub fn take(&mut self, count: usize) -> io::Result<()> {
-        if count == 0 {
-            // A file of the store never shrinks, unless something else than this agent cuts it.
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "a file of the store is too short",
-            ));
-        }
-        self.offset += count as u64;
-        self.length -= count as u64;
-        Ok(())
-    }
+/// A download, and what it did not take of what was to be appended.
+pub struct Appended {
+    /// The download.
+    pub partial: Partial,
+    /// What is not in it, and why.
+    pub refused: Option<(VecDeque<Bytes>, StoreError)>,
 }
 
 /// What a tag points to.
@@ -137,16 +102,49 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     files: Filesystem,
-    manifests: Cache<(Repository, Digest), Arc<Manifest>, BySize>,
+    manifests: Cache<(Repository, Digest), Arc<Kept>, BySize>,
     tags: Cache<(Repository, Tag), TagLink>,
+    opened: Instant,
+}
+
+/// A manifest in memory.
+#[derive(Debug)]
+struct Kept {
+    manifest: Arc<Manifest>,
+    /// When its file was last told that it is used, in seconds since the store was opened.
+    touched: AtomicU64,
+}
+
+impl Inner {
+    fn seconds(&self) -> u64 {
+        self.opened.elapsed().as_secs()
+    }
+
+    fn kept(&self, manifest: Arc<Manifest>) -> Arc<Kept> {
+        Arc::new(Kept {
+            manifest,
+            touched: self.seconds().into(),
+        })
+    }
+
+    /// Whether this use of a manifest in memory is the one to be told its file.
+    fn is_to_be_told(&self, kept: &Kept) -> bool {
+        let (now, before) = (self.seconds(), kept.touched.load(Ordering::Relaxed));
+        now - before >= USE_INTERVAL.as_secs()
+            && kept
+                .touched
+                .compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
 }
 
 /// Weighs a manifest by the memory it takes, about.
 #[derive(Debug, Clone)]
 struct BySize;
 
-impl Weighter<(Repository, Digest), Arc<Manifest>> for BySize {
-    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
+impl Weighter<(Repository, Digest), Arc<Kept>> for BySize {
+    fn weight(&self, _: &(Repository, Digest), kept: &Arc<Kept>) -> u64 {
+        let manifest = &kept.manifest;
         let references = manifest.blobs.len() + manifest.manifests.len();
         (manifest.bytes.len() + references * size_of::<Digest>() + 1024) as u64
     }
@@ -160,6 +158,7 @@ impl Store {
             files: Filesystem::open(root)?,
             manifests: Cache::with_weighter(entries, MANIFEST_MEMORY, BySize),
             tags: Cache::new(TAG_MEMORY),
+            opened: Instant::now(),
         })))
     }
 
@@ -172,8 +171,15 @@ impl Store {
         &self,
         call: impl FnOnce(&Filesystem) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.run_whole(move |store| call(&store.files)).await
+    }
+
+    async fn run_whole<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.0);
-        match tokio::task::spawn_blocking(move || call(&store.files)).await {
+        match tokio::task::spawn_blocking(move || call(&store)).await {
             Ok(result) => result,
             Err(e) => match e.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -209,7 +215,7 @@ impl Store {
             .await
     }
 
-    /// Reads a manifest of a repository, if it is here.
+    /// Reads a manifest of a repository, if it is here, which counts as its use.
     pub async fn manifest(
         &self,
         of: &Repository,
@@ -219,14 +225,26 @@ impl Store {
         // The place is held while the file is read: what is written meanwhile takes it away, so
         // that what was read can't cover what is newer.
         let place = match self.0.manifests.get_value_or_guard_async(&key).await {
-            Ok(manifest) => return Ok(Some(manifest)),
+            Ok(kept) => {
+                if self.0.is_to_be_told(&kept) {
+                    let (store, digest) = (Arc::clone(&self.0), digest.clone());
+                    tokio::task::spawn_blocking(move || store.files.touch(&digest));
+                }
+                return Ok(Some(Arc::clone(&kept.manifest)));
+            }
             Err(place) => place,
         };
-        let read = self.run(move |store| store.manifest(&key.0, &key.1));
+        let read = self.run(move |store| {
+            let manifest = store.manifest(&key.0, &key.1)?;
+            if manifest.is_some() {
+                store.touch(&key.1);
+            }
+            Ok(manifest)
+        });
         let Some(manifest) = read.await?.map(Arc::new) else {
             return Ok(None);
         };
-        let _ = place.insert(Arc::clone(&manifest));
+        let _ = place.insert(self.0.kept(Arc::clone(&manifest)));
         Ok(Some(manifest))
     }
 
@@ -252,11 +270,16 @@ impl Store {
         manifest: &Arc<Manifest>,
         tag: Option<&Tag>,
     ) -> Result<(), StoreError> {
-        let (repository, written) = (of.clone(), Arc::clone(manifest));
-        self.run(move |store| store.put_manifest(&repository, &written))
-            .await?;
         let key = (of.clone(), manifest.digest.clone());
-        self.0.manifests.insert(key, Arc::clone(manifest));
+        let manifest_of = Arc::clone(manifest);
+        self.run_whole(move |store| {
+            // It is not evicted from the files before it is in memory, nor between its files.
+            let _lease = store.files.leases.take(&key.1);
+            store.files.put_manifest(&key.0, &manifest_of)?;
+            store.manifests.insert(key, store.kept(manifest_of));
+            Ok(())
+        })
+        .await?;
         match tag {
             Some(tag) => self.put_tag(of, tag, &manifest.digest).await,
             None => Ok(()),
@@ -339,32 +362,44 @@ impl Store {
         self.run(move |store| store.open_fill(&digest)).await
     }
 
-    /// Appends to a download. The partial is lost with an error.
+    /// Appends to a download.
     pub async fn append(
         &self,
         mut partial: Partial,
-        bytes: Vec<Bytes>,
-    ) -> Result<Partial, StoreError> {
+        mut bytes: VecDeque<Bytes>,
+    ) -> Result<Appended, StoreError> {
         self.run(move |_| {
-            for piece in bytes {
-                partial.append(&piece)?;
+            let mut refused = None;
+            while let Some(piece) = bytes.front() {
+                if let Err(error) = partial.append(piece) {
+                    refused = Some((bytes, error));
+                    break;
+                }
+                bytes.pop_front();
             }
-            Ok(partial)
+            Ok(Appended { partial, refused })
         })
         .await
     }
 
-    /// Makes a download that has been verified a blob of a repository.
+    /// Brings a download to the disk. What could not be, never can: the disk may have lost it.
+    pub async fn sync_fill(&self, partial: &Arc<Partial>) -> Result<(), StoreError> {
+        let partial = Arc::clone(partial);
+        self.run(move |_| partial.sync()).await
+    }
+
+    /// Makes a download that has been verified and synced a blob of a repository, and says whether
+    /// that could be linked as well: at once, so that hardly anybody finds the one without the other.
     pub async fn commit_fill(
         &self,
         of: &Repository,
         digest: &Digest,
-        partial: Partial,
-    ) -> Result<(), StoreError> {
-        let (repository, digest) = (of.clone(), digest.clone());
+        partial: &Arc<Partial>,
+    ) -> Result<bool, StoreError> {
+        let (repository, digest, partial) = (of.clone(), digest.clone(), Arc::clone(partial));
         self.run(move |store| {
             store.commit_fill(&digest, &partial)?;
-            store.link_layer(&repository, &digest)
+            Ok(store.link_layer(&repository, &digest).is_ok())
         })
         .await
     }
@@ -373,6 +408,51 @@ impl Store {
     pub async fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
         let digest = digest.clone();
         self.run(move |store| store.discard_fill(&digest)).await
+    }
+
+    /// The bytes of all blobs and manifests; `None` before they were counted.
+    pub fn bytes(&self) -> Option<u64> {
+        self.0.files.usage.bytes()
+    }
+
+    /// Counts the bytes of all blobs and manifests. Not to be called while it, or
+    /// [`Self::inventory`] or [`Self::remove`], is under way.
+    pub async fn count(&self) -> Result<(), StoreError> {
+        self.run(Filesystem::count).await
+    }
+
+    /// All blobs and manifests, sorted by digest. It counts their bytes as well.
+    pub async fn inventory(&self) -> Result<Vec<Stored>, StoreError> {
+        self.run(Filesystem::inventory).await
+    }
+
+    /// Removes of what [`Self::inventory`] has listed what is at these places, unless it is being
+    /// used now.
+    pub async fn remove(
+        &self,
+        listed: Vec<Stored>,
+        places: Vec<usize>,
+    ) -> Result<Removed, StoreError> {
+        self.run_whole(move |store| {
+            let victims: Vec<&Stored> = places.into_iter().map(|at| &listed[at]).collect();
+            store.files.remove(&victims, |digest, repositories, tags| {
+                for repository in repositories {
+                    store
+                        .manifests
+                        .remove(&(repository.clone(), digest.clone()));
+                }
+                for tag in tags {
+                    store.tags.remove(tag);
+                }
+            })
+        })
+        .await
+    }
+
+    /// Removes downloads that were given up long ago, and says how many bytes they had.
+    pub async fn remove_stale_fills(&self) -> Result<u64, StoreError> {
+        self.run(|store| store.remove_stale_fills(SystemTime::now()))
+            .await
     }
 
     /// Proves that the store can be written and read back.

@@ -160,6 +160,7 @@ fn shown(settings: &Settings) -> Value {
         "listen": settings.listen.to_string(),
         "admin": settings.admin.to_string(),
         "root": root,
+        "cache_limit": settings.cache_limit.to_string(),
         "upstreams": upstreams,
         "window": format!("{:?}", settings.freshness.window),
         "deadline": format!("{:?}", settings.freshness.deadline),

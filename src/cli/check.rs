@@ -41,6 +41,7 @@ fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     writeln!(out, "admin: {}", settings.admin)?;
     let Storage::Filesystem { root } = &settings.storage;
     writeln!(out, "storage: {}", root.display())?;
+    writeln!(out, "cache: at most {}", settings.cache_limit)?;
     for upstream in &settings.upstreams {
         let urls = upstream.urls.iter();
         let urls: Vec<&str> = urls.map(|url| url.as_str().trim_end_matches('/')).collect();
@@ -78,6 +79,7 @@ mod tests {
             listen: [::]:5000\n\
             admin: 127.0.0.1:5001\n\
             storage: /srv/images\n\
+            cache: at most 20.00 GB\n\
             upstream: docker.io at https://registry-1.docker.io as alice\n\
             upstream: ghcr.io at https://ghcr.example.com, https://ghcr.io anonymously\n\
             upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n";

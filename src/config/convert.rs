@@ -1,8 +1,6 @@
 //! From what was said to settings that can't be invalid.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +11,9 @@ use url::Url;
 
 use super::error::{KeyPath, Place, Remark, quoted};
 use super::fragment::{CredentialsFragment, Fragment, LogFragment, OneOrMany, UpstreamFragment};
+use super::limit::CacheLimit;
 use super::merge::Merged;
+use super::password;
 use super::settings::{
     AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
     Secret, Settings, Storage, Timeouts, UpstreamSettings,
@@ -29,9 +29,6 @@ const SOCKET_PATH_LIMIT: usize = 107;
 
 /// A longer wait is a mistake, and clocks add it without overflow.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
-
-/// A password file that is longer is something else: a log, a disk.
-const PASSWORD_LIMIT: u64 = 64 * 1024;
 
 /// Headers by which HTTP itself finds where an answer ends.
 const FRAMING: &[HeaderName] = &[
@@ -80,17 +77,14 @@ struct Conversion<'a> {
 impl Conversion<'_> {
     /// Converts every key before it gives up on any, so that all that is wrong is said at once.
     fn settings(mut self, fragment: Fragment) -> Option<Settings> {
-        let storage = fragment
-            .storage
-            .unwrap_or_default()
-            .filesystem
-            .unwrap_or_default();
+        let storage = fragment.storage.unwrap_or_default();
         let freshness = fragment.freshness.unwrap_or_default();
         let timeouts = fragment.timeouts.unwrap_or_default();
         let health = fragment.health.unwrap_or_default();
 
         let listen = self.listen(fragment.listen);
-        let root = self.root(storage.root);
+        let root = self.root(storage.filesystem.unwrap_or_default().root);
+        let cache_limit = self.cache_limit(storage.cache.unwrap_or_default().limit);
         let admin = self.admin(fragment.admin, root.as_deref());
         if let (Some(listen), Some(AdminAddress::Tcp(admin))) = (listen, &admin)
             && listen.port() == admin.port()
@@ -116,6 +110,7 @@ impl Conversion<'_> {
             listen: listen?,
             admin: admin?,
             storage: Storage::Filesystem { root: root? },
+            cache_limit: cache_limit?,
             upstreams,
             timeouts: Timeouts {
                 connect: connect?,
@@ -176,6 +171,20 @@ impl Conversion<'_> {
                 default
             }
         }
+    }
+
+    fn cache_limit(&mut self, said: Option<String>) -> Option<CacheLimit> {
+        let Some(said) = said else {
+            return Some(CacheLimit::DEFAULT);
+        };
+        said.parse().ok().or_else(|| {
+            let message = format!(
+                "{} is not a limit: must be bytes with a unit (500GB, 20GiB), or a share of the \
+                 disk, 1% to 100%",
+                quoted(&said)
+            );
+            self.refuse(&KeyPath::of("storage.cache.limit"), message)
+        })
     }
 
     fn admin(&mut self, said: Option<String>, root: Option<&Path>) -> Option<AdminAddress> {
@@ -379,7 +388,7 @@ impl Conversion<'_> {
             _ => Path::new(""),
         };
         let file = beside.join(said);
-        match read_password(&file) {
+        match password::read(&file) {
             Ok(password) => Some(Secret::new(password)),
             Err(message) => self.refuse(path, format!("{} {message}", file.display())),
         }
@@ -471,25 +480,4 @@ fn absolute(path: &str) -> bool {
 fn folder(sources: &Sources, variable: &str) -> Option<PathBuf> {
     let first = sources.variable(variable)?.split(':').next()?;
     absolute(first).then(|| first.into())
-}
-
-/// A password from a file, without the final newline, or what is wrong with the file.
-fn read_password(file: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    File::open(file)
-        .and_then(|file| file.take(PASSWORD_LIMIT + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("can't be read: {error}"))?;
-    if bytes.len() as u64 > PASSWORD_LIMIT {
-        return Err(format!(
-            "is over {PASSWORD_LIMIT} bytes long: not a password"
-        ));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text")?;
-    let password = text.strip_suffix('\n').unwrap_or(&text);
-    let password = password.strip_suffix('\r').unwrap_or(password);
-    if password.is_empty() {
-        Err("is empty".to_owned())
-    } else {
-        Ok(password.to_owned())
-    }
 }

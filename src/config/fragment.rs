@@ -55,6 +55,19 @@ pub(super) struct Fragment {
 pub(super) struct StorageFragment {
     /// A local folder in the layout of the CNCF distribution registry.
     pub filesystem: Option<FilesystemFragment>,
+    /// How much of it is kept.
+    pub cache: Option<CacheFragment>,
+}
+
+/// How much of what was fetched is kept.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CacheFragment {
+    /// How much may be stored, in bytes (500GB, 20GiB) or as a share of the disk that holds it,
+    /// whatever uses that (80%). Above it, what was not used for longest is removed, down to nine
+    /// tenths of it. Default: 80%.
+    #[schemars(example = &"80%", example = &"500GB")]
+    pub limit: Option<String>,
 }
 
 /// A local folder in the layout of the CNCF distribution registry.

@@ -21,7 +21,10 @@ const NOT_YET: &[(&str, &str)] = &[
     ("host", "wire this host's container engines"),
     ("fleet", "take part in a fleet"),
     ("storage.s3", "store in S3"),
-    ("storage.cache", "keep a disk cache in front of the storage"),
+    (
+        "storage.cache.root",
+        "keep a disk cache in front of the storage",
+    ),
 ];
 
 /// Roles of the contract that this version does not have.

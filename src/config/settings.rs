@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
 
+use super::limit::CacheLimit;
 use crate::oci::RegistryHost;
 
 /// Everything the agent was told, checked. Each field's default is what runs with no file at all.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub admin: AdminAddress,
     /// Where blobs and manifests are kept.
     pub storage: Storage,
+    /// How much of it is kept.
+    pub cache_limit: CacheLimit,
     /// The registries that are mirrored, each once. Never empty for a mirror.
     pub upstreams: Vec<UpstreamSettings>,
     /// When a cached tag is asked for again.

@@ -200,7 +200,8 @@ impl Mirror {
             let moved = if Some(digest) == known.as_ref() {
                 store.confirm_tag(&source.stored, tag, digest).await
             } else {
-                store.put_tag(&source.stored, tag, digest).await
+                self.with_room(0, || store.put_tag(&source.stored, tag, digest))
+                    .await
             };
             if let Err(error) = moved {
                 tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept");
@@ -256,23 +257,19 @@ impl Mirror {
         if let Some(wanted) = wanted
             && wanted != digest
         {
-            return Err(MirrorError::Mismatch {
-                upstream: source.upstream.registry().clone(),
-                name: source.name.clone(),
-                wanted,
-            });
+            return Err(source.mismatch(&wanted));
         }
         let manifest = Manifest::parse(fetched.bytes, digest).map_err(|e| {
             let what = format!("the manifest {reference} of {}", source.name);
             MirrorError::Unavailable(source.upstream.protocol_error(&what, &e.to_string()))
         })?;
         let manifest = Arc::new(manifest);
-        if let Err(error) = self
-            .0
-            .store
-            .put_manifest(&source.stored, &manifest, tag)
-            .await
-        {
+        let store = &self.0.store;
+        let size = manifest.bytes.len() as u64;
+        let kept = self
+            .with_room(size, || store.put_manifest(&source.stored, &manifest, tag))
+            .await;
+        if let Err(error) = kept {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept");
         } else {
             self.link_shared(source, &manifest).await;

@@ -50,7 +50,7 @@ pub(super) async fn answer(
                 headers.insert(CONTENT_LENGTH, size.into());
             }
             content.ready(0).await?;
-            *response.body_mut() = Body::parts(content.parts(0, None), outbox);
+            *response.body_mut() = Body::pieces(content.pieces(0, None), outbox);
         }
         Wanted::Part { range, size } => {
             let (start, end) = (*range.start(), *range.end() + 1);
@@ -62,7 +62,7 @@ pub(super) async fn answer(
             );
             content.ready(start).await?;
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            *response.body_mut() = Body::parts(content.parts(start, Some(end)), outbox);
+            *response.body_mut() = Body::pieces(content.pieces(start, Some(end)), outbox);
         }
         Wanted::Nothing { size } => {
             let refusal = Refusal {

@@ -12,7 +12,7 @@ use http_body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 
 use super::sendfile::{Chunk, Outbox};
-use crate::store::FilePart;
+use crate::mirror::Piece;
 
 /// Bytes that are read at once, where a file can't be sent as it is. A slow client holds a few of
 /// these in memory and no more.
@@ -73,24 +73,24 @@ impl Body {
         Self::new(Content::Full(bytes))
     }
 
-    /// The parts of files that come, sent as they are where the connection has an outbox, and read
-    /// otherwise; an error breaks the connection off.
-    pub(super) fn parts(
-        parts: impl Stream<Item = io::Result<FilePart>> + Send + 'static,
+    /// The pieces that come, those in files sent as they are where the connection has an outbox, and
+    /// read otherwise; an error breaks the connection off.
+    pub(super) fn pieces(
+        pieces: impl Stream<Item = io::Result<Piece>> + Send + 'static,
         outbox: Option<Outbox>,
     ) -> Self {
         if let Some(outbox) = outbox {
-            return Self::stream(parts.map_ok(move |part| outbox.put(part)));
+            return Self::stream(pieces.map_ok(move |piece| match piece {
+                Piece::File(part) => outbox.put(part),
+                Piece::Bytes(bytes) => Chunk::Bytes(bytes),
+            }));
         }
         Self::stream(
-            parts
-                .map_ok(|part| {
-                    futures_util::stream::try_unfold(part, |mut part| async move {
-                        if part.length == 0 {
-                            return Ok(None);
-                        }
-                        let bytes = part.read(READ).await?;
-                        Ok(Some((Chunk::Bytes(bytes), part)))
+            pieces
+                .map_ok(|piece| {
+                    futures_util::stream::try_unfold(piece, |mut piece| async move {
+                        let bytes = piece.take(READ).await?;
+                        Ok(bytes.map(|bytes| (Chunk::Bytes(bytes), piece)))
                     })
                 })
                 .try_flatten(),

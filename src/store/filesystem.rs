@@ -4,23 +4,36 @@
 //! temporary name, synced, renamed, and its folder synced. A crash at any point leaves what was
 //! there before, and at most a temporary file, which the next start removes.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, FileTimes, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::OFlag;
+use tempfile::TempPath;
 
 use serde_json::Value;
 
 use super::layout::{self, Repository};
+use super::lease::{BlobFile, Leases};
+use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
-use crate::oci::{Algorithm, Digest, Hasher, MANIFEST_LIMIT, Manifest, Tag};
+use crate::oci::{Algorithm, Digest, MANIFEST_LIMIT, Manifest, Tag};
+
+/// How exactly a blob's last use is known: a file that is served a thousand times a second is not
+/// written to as often.
+pub const USE_INTERVAL: Duration = Duration::from_mins(5);
 
 /// A root folder in distribution's layout, locked for this process.
 #[derive(Debug)]
 pub struct Filesystem {
-    root: PathBuf,
+    pub(super) root: PathBuf,
+    /// The blobs that are being read or written.
+    pub(super) leases: Leases,
+    /// How many bytes are stored.
+    pub(super) usage: Usage,
     /// Keeps a second agent from working on the same root; the kernel lets go of it when the
     /// process ends, however it ends.
     _lock: File,
@@ -46,6 +59,8 @@ impl Filesystem {
         }
         let store = Self {
             root: root.to_owned(),
+            leases: Leases::default(),
+            usage: Usage::default(),
             _lock: lock,
         };
         // What a killed process left half-written has no reader and no name that means anything.
@@ -61,20 +76,32 @@ impl Filesystem {
         &self.root
     }
 
-    /// Opens a blob's bytes, if they are here.
+    /// Opens a blob's bytes, if they are here, which counts as their use.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let path = self.root.join(layout::blob(digest));
+        // Before the file is opened: from then on it is not evicted.
+        let lease = self.leases.take(digest);
         let Some(file) = open_if_there(&path)? else {
             return Ok(None);
         };
-        let size = file
+        let metadata = file
             .metadata()
-            .map_err(|e| StoreError::new("read", &path, e))?
-            .len();
+            .map_err(|e| StoreError::new("read", &path, e))?;
+        note_use(&file, &metadata);
         Ok(Some(Blob {
-            file: Arc::new(file),
-            size,
+            size: metadata.len(),
+            file: Arc::new(BlobFile::new(file, lease)),
         }))
+    }
+
+    /// Records that a blob or manifest is being used, if it is here.
+    pub fn touch(&self, digest: &Digest) {
+        let file = open_quietly(&self.root.join(layout::blob(digest)));
+        if let Ok(Some(file)) = file
+            && let Ok(metadata) = file.metadata()
+        {
+            note_use(&file, &metadata);
+        }
     }
 
     /// Whether a repository is known to have a blob.
@@ -90,7 +117,7 @@ impl Filesystem {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<bool, StoreError> {
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for algorithm in Algorithm::ALL {
             let folder = layout::revisions(repository, algorithm.as_str());
             for hex in self.list(&folder)? {
                 let Ok(revision) = format!("{}:{hex}", algorithm.as_str()).parse() else {
@@ -125,7 +152,8 @@ impl Filesystem {
             return Ok(None);
         }
         let path = self.root.join(layout::blob(digest));
-        let Some(file) = open_if_there(&path)? else {
+        // To look for something in a manifest is no use of it.
+        let Some(file) = open_quietly(&path)? else {
             return Ok(None);
         };
         let mut bytes = Vec::new();
@@ -176,17 +204,28 @@ impl Filesystem {
     ) -> Result<(), StoreError> {
         let digest = &manifest.digest;
         // Written even where it is there: those bytes may be the rotten ones that brought us here.
-        self.write(&layout::blob(digest), &manifest.bytes)?;
+        let target = self.root.join(layout::blob(digest));
+        let before = fs::metadata(&target).map_or(0, |metadata| metadata.len());
+        let more = (manifest.bytes.len() as u64).saturating_sub(before);
+        let staged = self.stage(&target, &manifest.bytes)?;
+        self.usage.add(digest, more, || place(staged, &target))?;
+        sync_parent(&target)?;
         self.link(&layout::revision_link(repository, digest), digest)
     }
 
-    /// Moves a tag to a manifest that is stored already, as confirmed now.
+    /// Moves a tag to a manifest that is stored, as confirmed now; a tag of one that is not (it has
+    /// just been evicted) would be a link to nothing, and stays as it is.
     pub fn put_tag(
         &self,
         repository: &Repository,
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StoreError> {
+        let _lease = self.leases.take(digest);
+        let revision = self.root.join(layout::revision_link(repository, digest));
+        if !revision.exists() {
+            return Ok(());
+        }
         self.link(&layout::tag_index_link(repository, tag, digest), digest)?;
         self.link(&layout::tag_link(repository, tag), digest)
     }
@@ -243,6 +282,15 @@ impl Filesystem {
 
     /// The repositories that have manifests, sorted.
     pub fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
+        let found = self.repositories_with(|entry| entry == "_manifests")?;
+        Ok(found)
+    }
+
+    /// The repositories of which `such` an entry is in the folder, sorted.
+    pub(super) fn repositories_with(
+        &self,
+        such: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Repository>, StoreError> {
         let mut found = Vec::new();
         let mut folders = vec![String::new()];
         while let Some(folder) = folders.pop() {
@@ -252,71 +300,17 @@ impl Filesystem {
                 } else {
                     format!("{folder}/{entry}")
                 };
-                if entry == "_manifests" {
+                if such(&entry) {
                     found.push(Repository::from_path(folder.clone()));
-                } else if !entry.starts_with('_') {
+                }
+                if !entry.starts_with('_') {
                     folders.push(path);
                 }
             }
         }
         found.sort();
+        found.dedup();
         Ok(found)
-    }
-
-    /// Opens the file that a blob is downloaded into, with what an earlier download left in it and
-    /// the hash of that.
-    pub fn open_fill(&self, digest: &Digest) -> Result<Partial, StoreError> {
-        let path = self.root.join(layout::fill(digest));
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))?;
-        }
-        let error = |e| StoreError::new("read", &path, e);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|e| StoreError::new("open", &path, e))?;
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut length = 0;
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            match file.read_at(&mut buffer, length).map_err(error)? {
-                0 => break,
-                read => {
-                    hasher.update(&buffer[..read]);
-                    length += read as u64;
-                }
-            }
-        }
-        Ok(Partial {
-            file: Arc::new(file),
-            path,
-            length,
-            hasher,
-        })
-    }
-
-    /// Makes a download that has been verified a blob of the store.
-    pub fn commit_fill(&self, digest: &Digest, partial: &Partial) -> Result<(), StoreError> {
-        let target = self.root.join(layout::blob(digest));
-        partial
-            .file
-            .sync_all()
-            .map_err(|e| StoreError::new("sync", &partial.path, e))?;
-        make_parent(&target)?;
-        fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))?;
-        sync_parent(&target)
-    }
-
-    /// Removes a download that is not what it should be.
-    pub fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
-        let path = self.root.join(layout::fill(digest));
-        match fs::remove_file(&path) {
-            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
-            _ => Ok(()),
-        }
     }
 
     /// Proves that the store can be written and read back.
@@ -339,12 +333,13 @@ impl Filesystem {
         let block = statistics.fragment_size();
         Ok(Disk {
             size: statistics.blocks() * block,
+            used: statistics.blocks().saturating_sub(statistics.blocks_free()) * block,
             available: statistics.blocks_available() * block,
         })
     }
 
     /// The names in a folder; none where the folder is missing.
-    fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+    pub(super) fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
         let path = self.root.join(folder);
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
@@ -373,8 +368,15 @@ impl Filesystem {
     /// Writes a whole file, atomically and durably.
     fn write(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let target = self.root.join(path);
+        let staged = self.stage(&target, bytes)?;
+        place(staged, &target)?;
+        sync_parent(&target)
+    }
+
+    /// Writes a whole file under a temporary name, with everything ready for its own.
+    fn stage(&self, target: &Path, bytes: &[u8]) -> Result<TempPath, StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
-        let error = |e| StoreError::new("write", &target, e);
+        let error = |e| StoreError::new("write", target, e);
         let mut file = tempfile::Builder::new()
             // As any other file: who may enter the root is decided at the root.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
@@ -383,35 +385,8 @@ impl Filesystem {
         file.write_all(bytes)
             .and_then(|()| file.as_file().sync_all())
             .map_err(error)?;
-        make_parent(&target)?;
-        file.into_temp_path()
-            .persist(&target)
-            .map_err(|e| error(e.error))?;
-        sync_parent(&target)
-    }
-}
-
-/// A blob that is being downloaded.
-pub struct Partial {
-    /// Open for reading and writing; readers keep it through the rename.
-    pub file: Arc<File>,
-    /// Where it is until then.
-    pub path: PathBuf,
-    /// Bytes that are there.
-    pub length: u64,
-    /// Has taken those bytes.
-    pub hasher: Hasher,
-}
-
-impl Partial {
-    /// Appends bytes.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all_at(bytes, self.length)
-            .map_err(|e| StoreError::new("write", &self.path, e))?;
-        self.hasher.update(bytes);
-        self.length += bytes.len() as u64;
-        Ok(())
+        make_parent(target)?;
+        Ok(file.into_temp_path())
     }
 }
 
@@ -420,17 +395,26 @@ impl Partial {
 pub struct Disk {
     /// All of it.
     pub size: u64,
+    /// What is in use, by whomever.
+    pub used: u64,
     /// What can still be written.
     pub available: u64,
 }
 
-fn make_parent(of: &Path) -> Result<(), StoreError> {
+/// Gives a staged file its name.
+fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
+    staged
+        .persist(target)
+        .map_err(|e| StoreError::new("write", target, e.error))
+}
+
+pub(super) fn make_parent(of: &Path) -> Result<(), StoreError> {
     let folder = of.parent().unwrap_or(of);
     fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))
 }
 
 /// Without this a new name may be lost with the power, although the bytes behind it are safe.
-fn sync_parent(of: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_parent(of: &Path) -> Result<(), StoreError> {
     let folder = of.parent().unwrap_or(of);
     File::open(folder)
         .and_then(|folder| folder.sync_all())
@@ -445,8 +429,36 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
+/// Opens a file without the kernel taking that for its use, where it may be asked to.
+pub(super) fn open_quietly(path: &Path) -> Result<Option<File>, StoreError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NOATIME.bits())
+        .open(path);
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        // Only a file's owner may ask for that.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => open_if_there(path),
+        Err(e) if absent(&e) => Ok(None),
+        Err(e) => Err(StoreError::new("open", path, e)),
+    }
+}
+
+/// Sets the time of a file's last use to now, where that is not so already. Set by hand, because
+/// disks are mounted without it for speed.
+fn note_use(file: &File, metadata: &Metadata) {
+    let now = SystemTime::now();
+    let recent = metadata
+        .accessed()
+        .is_ok_and(|used| now.duration_since(used).is_ok_and(|ago| ago < USE_INTERVAL));
+    if !recent && let Err(error) = file.set_times(FileTimes::new().set_accessed(now)) {
+        // A read-only disk evicts nothing either.
+        tracing::debug!(%error, "a blob's use could not be recorded");
+    }
+}
+
 /// A path that leads through a file is as absent as one that leads nowhere.
-fn absent(error: &io::Error) -> bool {
+pub(super) fn absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory

@@ -23,7 +23,7 @@
 
 use std::fmt;
 
-use crate::oci::{Digest, Name, RegistryHost, Tag};
+use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
 
 const V2: &str = "docker/registry/v2";
 
@@ -77,6 +77,16 @@ pub fn blob(digest: &Digest) -> String {
     format!("{V2}/blobs/{algorithm}/{}/{hex}/data", &hex[..2])
 }
 
+/// The folder of all blobs and manifests of one algorithm.
+pub fn blobs(algorithm: Algorithm) -> String {
+    format!("{V2}/blobs/{}", algorithm.as_str())
+}
+
+/// The folder of all blobs of one algorithm that are being downloaded.
+pub fn fills(algorithm: Algorithm) -> String {
+    format!("{OWN}/fills/{}", algorithm.as_str())
+}
+
 /// A blob that is being downloaded.
 pub fn fill(digest: &Digest) -> String {
     format!(
@@ -89,6 +99,14 @@ pub fn fill(digest: &Digest) -> String {
 /// Says that a repository has a blob: the access check of every blob request.
 pub fn layer_link(repository: &Repository, digest: &Digest) -> String {
     format!("{V2}/repositories/{repository}/_layers/{}", link(digest))
+}
+
+/// The folder of a repository's links to blobs of one algorithm.
+pub fn layers(repository: &Repository, algorithm: Algorithm) -> String {
+    format!(
+        "{V2}/repositories/{repository}/_layers/{}",
+        algorithm.as_str()
+    )
 }
 
 /// What an upstream last said refers to a manifest: a JSON list of descriptors.
@@ -119,6 +137,11 @@ pub fn tags(repository: &Repository) -> String {
 /// Says which manifest a tag is. Its time of modification is when the upstream last confirmed it.
 pub fn tag_link(repository: &Repository, tag: &Tag) -> String {
     format!("{}/{tag}/current/link", tags(repository))
+}
+
+/// The folder of the manifests of one algorithm that a tag is or was.
+pub fn tag_index(repository: &Repository, tag: &Tag, algorithm: Algorithm) -> String {
+    format!("{}/{tag}/index/{}", tags(repository), algorithm.as_str())
 }
 
 /// Says that a tag was a manifest once.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::client::{Client, Reply, Request};
+use super::disk::Disk;
 use super::image::{Blob, Image};
 use super::upstream::Upstream;
 use super::{PATIENCE, eventually, own_address, write_file};
@@ -22,6 +23,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_registry-agent");
 /// How an agent is to run: its folder, configuration and environment.
 #[must_use]
 pub struct Setup {
+    /// Goes before the folder that it is in.
+    disk: Option<Disk>,
     folder: TempDir,
     address: Ipv4Addr,
     config: Value,
@@ -37,13 +40,18 @@ impl Setup {
             "role": "mirror",
             "listen": format!("{address}:5000"),
             "admin": format!("{address}:5001"),
-            "storage": {"filesystem": {"root": folder.path().join("store")}},
+            // However full the disk is that the tests run on.
+            "storage": {
+                "filesystem": {"root": folder.path().join("store")},
+                "cache": {"limit": "100%"},
+            },
             "upstreams": [],
             "freshness": {"window": "1h", "deadline": "5s"},
             "timeouts": {},
             "log": {"level": "debug", "format": "json"},
         });
         Self {
+            disk: None,
             folder,
             address,
             config,
@@ -95,6 +103,12 @@ impl Setup {
     /// Sets a key of the configuration (`freshness.window`).
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         set(&mut self.config, key, value.into());
+        self
+    }
+
+    /// Keeps its storage on a disk of so many bytes.
+    pub fn small_disk(mut self, bytes: usize) -> Self {
+        self.disk = Some(Disk::mount(&self.folder.path().join("store"), bytes));
         self
     }
 
@@ -297,6 +311,11 @@ impl Agent {
 
     pub fn folder(&self) -> &Path {
         self.setup.folder.path()
+    }
+
+    /// The small disk that it was given.
+    pub fn disk(&self) -> &Disk {
+        self.setup.disk.as_ref().expect("a small disk")
     }
 
     /// A path below `docker/registry/v2` in its storage.

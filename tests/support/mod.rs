@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod disk;
 pub mod image;
 pub mod upstream;
 

@@ -1,0 +1,337 @@
+//! What goes when the cache is full: what was not used for longest, between two watermarks.
+//!
+//! A blob is as recently used as the last of itself and the manifests that refer to it, so that an
+//! image whose manifest is all that its clients still ask for stays whole. What goes of an image is
+//! filled again when somebody wants it, so that no order of removal breaks one; blobs go before
+//! manifests as old as they are, since those cost little and answer for a tag.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use indicatif::DecimalBytes;
+use tokio::sync::Mutex;
+
+use super::Mirror;
+use crate::config::CacheLimit;
+use crate::store::filesystem::Disk;
+use crate::store::{Removed, StoreError, Stored};
+
+/// One eviction at a time, and what became of the last.
+#[derive(Default)]
+pub(super) struct Evictions(Mutex<Last>);
+
+#[derive(Default)]
+struct Last {
+    /// When it ended, having freed something.
+    freed: Option<Instant>,
+    /// Whether it could not do what the limit asks for.
+    fell_short: bool,
+}
+
+impl Mirror {
+    /// How much may be stored.
+    pub fn cache_limit(&self) -> CacheLimit {
+        self.live().cache_limit
+    }
+
+    /// Looks after the cache for ever, every `interval`, which is asked anew each time.
+    pub async fn look_after_cache(self, interval: impl Fn() -> Duration) {
+        loop {
+            self.keep_within_limit().await;
+            tokio::time::sleep(interval()).await;
+        }
+    }
+
+    /// Evicts if the cache is over its limit.
+    pub(super) async fn keep_within_limit(&self) {
+        // One that is under way does what there is to do.
+        let Ok(mut last) = self.0.evictions.0.try_lock() else {
+            return;
+        };
+        if let Err(error) = self.evict_to_limit(&mut last).await {
+            tracing::warn!(%error, "the cache could not be kept within its limit");
+        }
+        self.0.metrics.set_cache_bytes(self.0.store.bytes());
+    }
+
+    async fn evict_to_limit(&self, last: &mut Last) -> Result<(), StoreError> {
+        let store = &self.0.store;
+        let limit = self.cache_limit();
+        if matches!(limit, CacheLimit::Bytes(_)) && store.bytes().is_none() {
+            store.count().await?;
+        }
+        let over =
+            || async { Ok::<u64, StoreError>(excess(limit, store.disk().await?, store.bytes())) };
+        if over().await? == 0 {
+            last.fell_short = false;
+            return Ok(());
+        }
+        store.remove_stale_fills().await?;
+        let need = over().await?;
+        if need == 0 {
+            return Ok(());
+        }
+        let listed = store.inventory().await?;
+        let removed = self.evict(listed, need, last).await?;
+        let short = removed.bytes < need;
+        if short && !last.fell_short {
+            tracing::warn!(
+                %limit, missing = %DecimalBytes(need - removed.bytes),
+                "all that could be evicted does not bring the disk below storage.cache.limit: \
+                 something else fills it, or all blobs are being read"
+            );
+        }
+        last.fell_short = short;
+        Ok(())
+    }
+
+    /// Writes about `bytes`, and once more after an eviction where the disk is too full for them.
+    pub(super) async fn with_room<T, F>(
+        &self,
+        bytes: u64,
+        write: impl Fn() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        match write().await {
+            Err(error) if error.is_full() && self.make_room(bytes).await => write().await,
+            written => written,
+        }
+    }
+
+    /// Evicts because the disk has refused `bytes` more, whatever the limit; says whether that
+    /// freed anything.
+    pub(super) async fn make_room(&self, bytes: u64) -> bool {
+        let came = Instant::now();
+        let mut last = self.0.evictions.0.lock().await;
+        // Somebody else has made room while we waited.
+        if last.freed.is_some_and(|freed| freed > came) {
+            return true;
+        }
+        let freed = self.evict_for(bytes, &mut last).await;
+        self.0.metrics.set_cache_bytes(self.0.store.bytes());
+        freed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "no room could be made on a full disk");
+            false
+        })
+    }
+
+    async fn evict_for(&self, bytes: u64, last: &mut Last) -> Result<bool, StoreError> {
+        let store = &self.0.store;
+        if store.remove_stale_fills().await? > 0 {
+            return Ok(true);
+        }
+        let available = store.disk().await?.available;
+        let listed = store.inventory().await?;
+        let sizes = |held| {
+            let such = listed.iter().filter(move |stored| stored.held == held);
+            such.map(|stored| stored.size).sum::<u64>()
+        };
+        let evictable = sizes(false);
+        // Nothing is gained by losing all for what would not fit even then.
+        if evictable + available < bytes {
+            return Ok(false);
+        }
+        // Not for every piece anew: each time lists the whole store.
+        let tenth = (evictable + sizes(true)) / 10;
+        let need = bytes.saturating_sub(available).max(tenth).max(1);
+        let removed = self.evict(listed, need, last).await?;
+        Ok(removed.bytes > 0)
+    }
+
+    async fn evict(
+        &self,
+        listed: Vec<Stored>,
+        need: u64,
+        last: &mut Last,
+    ) -> Result<Removed, StoreError> {
+        let victims = victims(&listed, need);
+        let removed = self.0.store.remove(listed, victims).await?;
+        if removed.count > 0 {
+            last.freed = Some(Instant::now());
+            self.0.metrics.evicted_blobs.inc_by(removed.count);
+            self.0.metrics.evicted_bytes.inc_by(removed.bytes);
+            tracing::info!(
+                blobs = removed.count,
+                bytes = removed.bytes,
+                "what was not used for longest was evicted"
+            );
+        }
+        Ok(removed)
+    }
+}
+
+/// How many bytes must go: none up to the limit, and above it all down to nine tenths of it, so
+/// that not every blob that comes is paid for by a search for one that goes.
+fn excess(limit: CacheLimit, disk: Disk, bytes: Option<u64>) -> u64 {
+    let (high, used) = match limit {
+        CacheLimit::Bytes(limit) => (limit, bytes.unwrap_or(0)),
+        // As `df` has it: what is kept for root is none of the disk.
+        CacheLimit::Share(percent) => {
+            let share = u128::from(disk.used + disk.available) * u128::from(percent) / 100;
+            (u64::try_from(share).unwrap_or(u64::MAX), disk.used)
+        }
+    };
+    if used <= high {
+        return 0;
+    }
+    used - (high - high / 10)
+}
+
+/// Which to remove, by their places in the list, so that at least `need` bytes go: those that were
+/// not used for longest, and none that somebody holds.
+fn victims(listed: &[Stored], need: u64) -> Vec<usize> {
+    let used = last_uses(listed);
+    let mut order: Vec<usize> = (0..listed.len()).collect();
+    order.retain(|&at| !listed[at].held);
+    order.sort_unstable_by_key(|&at| (used[at], listed[at].refers_to.is_some(), at));
+    let mut freed = 0;
+    let enough = |at: &usize| {
+        let before = freed;
+        freed += listed[*at].size;
+        before < need
+    };
+    order.into_iter().take_while(enough).collect()
+}
+
+/// When each was last used: itself, or through what refers to it.
+fn last_uses(listed: &[Stored]) -> Vec<SystemTime> {
+    let mut order: Vec<usize> = (0..listed.len()).collect();
+    order.sort_unstable_by_key(|&at| std::cmp::Reverse(listed[at].used));
+    let mut uses = vec![None; listed.len()];
+    let mut pending = Vec::new();
+    // From the latest on, so that the first time to reach something is its last use.
+    for from in order {
+        let when = listed[from].used;
+        pending.push(from);
+        while let Some(at) = pending.pop() {
+            if uses[at].is_none() {
+                uses[at] = Some(when);
+                let references = listed[at].refers_to.iter().flatten();
+                pending.extend(references.map(|&reference| reference as usize));
+            }
+        }
+    }
+    let of = |(used, stored): (Option<SystemTime>, &Stored)| used.unwrap_or(stored.used);
+    uses.into_iter().zip(listed).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Digest};
+
+    /// A blob of 10 bytes that was used at this second.
+    fn blob(used: u64) -> Stored {
+        Stored {
+            digest: Digest::of(Algorithm::Sha256, b"any"),
+            size: 10,
+            used: SystemTime::UNIX_EPOCH + Duration::from_secs(used),
+            held: false,
+            refers_to: None,
+        }
+    }
+
+    fn manifest(used: u64, refers_to: &[u32]) -> Stored {
+        Stored {
+            refers_to: Some(refers_to.into()),
+            ..blob(used)
+        }
+    }
+
+    fn held(stored: Stored) -> Stored {
+        Stored {
+            held: true,
+            ..stored
+        }
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_first() {
+        for (name, listed, need, expected) in [
+            ("nothing is needed", vec![blob(1)], 0, vec![]),
+            ("nothing is there", vec![], 10, vec![]),
+            (
+                "the oldest, and no more than needed",
+                vec![blob(3), blob(1), blob(2)],
+                11,
+                vec![1, 2],
+            ),
+            (
+                "all where that is not enough",
+                vec![blob(2), blob(1)],
+                100,
+                vec![1, 0],
+            ),
+            (
+                "what is held stays",
+                vec![held(blob(1)), blob(2)],
+                20,
+                vec![1],
+            ),
+            (
+                "a manifest that is used keeps its blobs",
+                vec![manifest(5, &[1]), blob(1), blob(3)],
+                10,
+                vec![2],
+            ),
+            (
+                "an index that is used keeps what it refers to",
+                vec![manifest(5, &[1]), manifest(1, &[2]), blob(1), blob(3)],
+                10,
+                vec![3],
+            ),
+            (
+                "a manifest that is not used keeps nothing",
+                vec![manifest(1, &[1]), blob(2), blob(3)],
+                20,
+                vec![0, 1],
+            ),
+            (
+                "blobs before a manifest as old as they are",
+                vec![manifest(2, &[1]), blob(1)],
+                20,
+                vec![1, 0],
+            ),
+            (
+                "a shared blob is as recent as the latest that refers to it",
+                vec![manifest(1, &[2]), manifest(9, &[2]), blob(1), blob(2)],
+                20,
+                vec![0, 3],
+            ),
+            (
+                "manifests that refer to each other",
+                vec![manifest(1, &[1]), manifest(2, &[0])],
+                20,
+                vec![0, 1],
+            ),
+        ] {
+            assert_eq!(victims(&listed, need), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn between_the_watermarks_nothing_goes_and_above_down_to_the_low_one() {
+        let disk = |used, available| Disk {
+            size: 1000,
+            used,
+            available,
+        };
+        for (limit, disk, bytes, expected) in [
+            (CacheLimit::Bytes(100), disk(999, 1), Some(100), 0),
+            (CacheLimit::Bytes(100), disk(0, 1000), Some(101), 11),
+            (CacheLimit::Bytes(100), disk(0, 1000), None, 0),
+            (CacheLimit::Share(80), disk(800, 200), Some(1), 0),
+            (CacheLimit::Share(80), disk(810, 190), None, 90),
+            // 100 blocks are kept for root.
+            (CacheLimit::Share(50), disk(500, 400), None, 95),
+            (CacheLimit::Share(100), disk(1000, 0), None, 0),
+        ] {
+            assert_eq!(
+                excess(limit, disk, bytes),
+                expected,
+                "{limit} {disk:?} {bytes:?}"
+            );
+        }
+    }
+}
