@@ -268,6 +268,8 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
     after.listen = before.listen;
     after.admin.clone_from(&before.admin);
     after.storage.clone_from(&before.storage);
+    after.log.format = before.log.format;
+    after.log.fields.clone_from(&before.log.fields);
     level.set(after.log.level);
     shared.mirror.reload(&after);
     *shared
