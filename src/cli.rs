@@ -12,6 +12,7 @@ mod check;
 mod generate;
 mod run;
 mod status;
+mod verify;
 
 /// An image registry on every host: a pull-through mirror that keeps serving when its upstream does
 /// not.
@@ -35,6 +36,14 @@ enum Verb {
         /// As JSON, for machines
         #[arg(long)]
         json: bool,
+    },
+    /// Hash everything that is stored again, and read every link; exit code 1 if something is wrong
+    Verify {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Remove what is wrong: it is fetched again when somebody asks for it
+        #[arg(long)]
+        repair: bool,
     },
     /// Print something made from this binary
     Generate {
@@ -71,6 +80,7 @@ pub fn main() -> ExitCode {
         Verb::Run(config) => run::run(config.sources()),
         Verb::Check(config) => check::check(&config.sources()),
         Verb::Status { config, json } => status::status(&config.sources(), json),
+        Verb::Verify { config, repair } => verify::verify(&config.sources(), repair),
         Verb::Generate {
             what: Generated::Schema,
         } => generate::schema(),

@@ -310,23 +310,8 @@ impl Filesystem {
         })
     }
 
-    /// The names in a folder; none where the folder is missing.
     fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
-        let path = self.root.join(folder);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(e) if absent(&e) => return Ok(Vec::new()),
-            Err(e) => return Err(StoreError::new("list", &path, e)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| StoreError::new("list", &path, e))?;
-            // A name that is not UTF-8 is not of this layout.
-            if let Ok(name) = entry.file_name().into_string() {
-                names.push(name);
-            }
-        }
-        Ok(names)
+        list(&self.root.join(folder))
     }
 
     fn link(&self, path: &str, digest: &Digest) -> Result<(), StoreError> {
@@ -387,6 +372,24 @@ pub struct Disk {
     pub available: u64,
 }
 
+/// The names in a folder; none where the folder is missing.
+pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if absent(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(StoreError::new("list", folder, e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| StoreError::new("list", folder, e))?;
+        // A name that is not UTF-8 is not of this layout.
+        if let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 fn make_parent(of: &Path) -> Result<(), StoreError> {
     let folder = of.parent().unwrap_or(of);
     fs::create_dir_all(folder).map_err(|e| StoreError::new("create", folder, e))
@@ -409,7 +412,7 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
 }
 
 /// A path that leads through a file is as absent as one that leads nowhere.
-fn absent(error: &io::Error) -> bool {
+pub(super) fn absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory

@@ -70,6 +70,16 @@ pub fn repositories() -> String {
     format!("{V2}/repositories")
 }
 
+/// The folder of all blobs.
+pub fn blobs() -> String {
+    format!("{V2}/blobs")
+}
+
+/// The folder of the blobs of one algorithm whose digests begin with these two digits.
+pub fn blobs_beginning(algorithm: &str, digits: &str) -> String {
+    format!("{V2}/blobs/{algorithm}/{digits}")
+}
+
 /// A blob's or manifest's bytes.
 pub fn blob(digest: &Digest) -> String {
     let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
@@ -88,6 +98,11 @@ pub fn fill(digest: &Digest) -> String {
 /// Says that a repository has a blob: the access check of every blob request.
 pub fn layer_link(repository: &Repository, digest: &Digest) -> String {
     format!("{V2}/repositories/{repository}/_layers/{}", link(digest))
+}
+
+/// The folder of a repository's layers of one algorithm.
+pub fn layers(repository: &Repository, algorithm: &str) -> String {
+    format!("{V2}/repositories/{repository}/_layers/{algorithm}")
 }
 
 /// The folder of a repository's manifests of one algorithm.
@@ -111,6 +126,11 @@ pub fn tags(repository: &Repository) -> String {
 /// Says which manifest a tag is. Its time of modification is when the upstream last confirmed it.
 pub fn tag_link(repository: &Repository, tag: &Tag) -> String {
     format!("{}/{tag}/current/link", tags(repository))
+}
+
+/// The folder of the manifests of one algorithm that a tag was.
+pub fn tag_index(repository: &Repository, tag: &Tag, algorithm: &str) -> String {
+    format!("{}/{tag}/index/{algorithm}", tags(repository))
 }
 
 /// Says that a tag was a manifest once.
