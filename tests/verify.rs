@@ -35,6 +35,10 @@ fn mirror_with(image: &Image) -> (Upstream, Agent) {
     let agent = Setup::mirror(&hub).set("freshness.window", "0s").start();
     agent.pull("library/app", "latest", image);
     agent.wait_until_stored(image);
+    // A link is written after its blob.
+    eventually(PATIENCE, "no download is under way", || {
+        agent.metric("registry_agent_fills") < 0.5
+    });
     (hub, agent)
 }
 
