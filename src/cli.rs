@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Sources;
 use crate::oci::ImageName;
-use warm::{Platform, Platforms};
+use warm::{ClientIdentity, Platform, Platforms};
 
 mod check;
 mod generate;
@@ -51,6 +51,12 @@ enum Verb {
         /// For every platform that an image is for
         #[arg(long, conflicts_with = "platform")]
         all_platforms: bool,
+        /// What to show an agent that asks its clients for certificates (`tls.client_ca`), in PEM
+        #[arg(long, value_name = "FILE", requires = "client_key")]
+        client_certificate: Option<PathBuf>,
+        /// Its private key
+        #[arg(long, value_name = "FILE", requires = "client_certificate")]
+        client_key: Option<PathBuf>,
         #[command(flatten)]
         config: ConfigArguments,
     },
@@ -101,14 +107,18 @@ pub fn main() -> ExitCode {
             images,
             platform,
             all_platforms,
+            client_certificate,
+            client_key,
             config,
         } => {
+            let identity = client_certificate.zip(client_key);
+            let identity = identity.map(|(certificate, key)| ClientIdentity { certificate, key });
             let platforms = match platform.is_empty() {
                 _ if all_platforms => Platforms::All,
                 true => Platforms::Only(vec![Platform::host()]),
                 false => Platforms::Only(platform),
             };
-            warm::warm(&config.sources(), &images, &platforms)
+            warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
         }
         Verb::Verify { config, repair } => verify::verify(&config.sources(), repair),
         Verb::Generate {

@@ -15,6 +15,7 @@ mod manifest;
 mod route;
 mod sendfile;
 pub mod server;
+mod tls;
 
 pub use body::Body;
 

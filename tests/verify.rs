@@ -1,5 +1,10 @@
 //! `verify`: what it finds, what it repairs, and what it leaves alone.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,10 @@
 //! `warm`: what the agent has fetched when it ends, and what it says when it could not.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
 mod support;
 
 use serde_json::json;

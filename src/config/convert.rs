@@ -1,5 +1,7 @@
 //! From what was said to settings that can't be invalid.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -17,8 +19,8 @@ use super::fragment::{
 };
 use super::merge::Merged;
 use super::settings::{
-    AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
-    Secret, Settings, Storage, Timeouts, UpstreamSettings,
+    AdminAddress, ClientSettings, Credentials, Freshness, HealthSettings, LogFormat, LogLevel,
+    LogSettings, Role, Secret, Settings, Storage, Timeouts, UpstreamSettings,
 };
 use super::source::Sources;
 use crate::oci::RegistryHost;
@@ -53,6 +55,7 @@ pub(super) fn settings(
     merged: &Merged,
     sources: &Sources,
     complete: bool,
+    warnings: &mut Vec<Remark>,
     remarks: &mut Vec<Remark>,
 ) -> Option<Settings> {
     let before = remarks.len();
@@ -66,6 +69,7 @@ pub(super) fn settings(
         merged,
         sources,
         complete,
+        warnings,
         remarks,
     }
     .settings(fragment)?;
@@ -76,6 +80,7 @@ struct Conversion<'a> {
     merged: &'a Merged,
     sources: &'a Sources,
     complete: bool,
+    warnings: &'a mut Vec<Remark>,
     remarks: &'a mut Vec<Remark>,
 }
 
@@ -103,6 +108,9 @@ impl Conversion<'_> {
                 format!("{admin} has the port of `listen` ({listen}): give it one of its own");
             self.refuse::<()>(&KeyPath::of("admin"), message);
         }
+        let tls = self.tls(fragment.tls);
+        let clients = fragment.clients.unwrap_or_default();
+        let patience = self.duration("clients.idle", clients.idle, 60, Duration::from_millis(1));
         let upstreams = self.upstreams(fragment.upstreams);
         let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
         let least = Duration::from_millis(1);
@@ -117,6 +125,8 @@ impl Conversion<'_> {
             role: fragment.role.unwrap_or(Role::Mirror),
             listen: listen?,
             admin: admin?,
+            tls,
+            clients: ClientSettings { idle: patience? },
             storage: Storage::Filesystem { root: root? },
             upstreams,
             timeouts: Timeouts {
@@ -355,12 +365,17 @@ impl Conversion<'_> {
         })
     }
 
-    fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
-        let beside = match self.merged.origin(path).map(|origin| &origin.place) {
+    /// A file by what was said of it: a relative path is beside the file that says it.
+    fn beside(&self, path: &KeyPath, said: &str) -> PathBuf {
+        let folder = match self.merged.origin(path).map(|origin| &origin.place) {
             Some(Place::File(file)) => file.parent().unwrap_or(Path::new("")),
             _ => Path::new(""),
         };
-        let file = beside.join(said);
+        folder.join(said)
+    }
+
+    fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
+        let file = self.beside(path, said);
         match read_password(&file) {
             Ok(password) => Some(Secret::new(password)),
             Err(message) => self.refuse(path, format!("{} {message}", file.display())),

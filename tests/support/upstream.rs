@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 pub use fault::{Fault, Gate, On};
-pub use tls::Authority;
+#[allow(unused_imports, reason = "every test target uses a part of it")]
+pub use tls::{Authority, Issued};
 
 use super::image::{Blob, Image, Manifest};
 use super::{client, own_address};
