@@ -16,6 +16,7 @@ use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
+use super::activity::Activity;
 use super::sendfile::{Outbox, SendfileStream};
 use super::{Body, tls};
 use crate::metrics::Metrics;
@@ -157,7 +158,12 @@ async fn connection<F>(
 ) where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let activity = Activity::new();
+    let requests = activity.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let turn = requests.turn();
+        // A part of a file may take a slow client long, and there the kernel knows better.
+        let counts_frames = request.version() > Version::HTTP_11;
         // Frames of HTTP/2 are interleaved and copied: an outbox is of no use to them.
         if request.version() <= Version::HTTP_11
             && let Some(outbox) = &outbox
@@ -165,7 +171,10 @@ async fn connection<F>(
             request.extensions_mut().insert(outbox.clone());
         }
         let answer = answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let response = answer.await.map(|body| body.taking(turn, counts_frames));
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -177,11 +186,12 @@ async fn connection<F>(
         .timer(TokioTimer::new())
         .keep_alive_interval(idle)
         .max_header_list_size(HEAD_LIMIT);
-    if let Err(error) = watcher
-        .watch(builder.serve_connection(stream, service))
-        .await
-    {
-        // Mostly clients that left; what broke on our side is logged where it broke.
-        tracing::debug!(error = &*error, "a connection ended early");
+    let served = watcher.watch(builder.serve_connection(stream, service));
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            // Mostly clients that left; what broke on our side is logged where it broke.
+            tracing::debug!(error = &*error, "a connection ended early");
+        },
+        () = activity.passed(idle) => tracing::debug!("a client let its time pass"),
     }
 }
