@@ -7,9 +7,11 @@ mod content;
 mod fill;
 mod flight;
 mod freshness;
+mod referrers;
 
 pub use content::BlobContent;
 pub use freshness::Served;
+pub use referrers::Referrers;
 
 use fill::Fills;
 use flight::Flights;
@@ -349,11 +351,7 @@ fn upstreams(
         .iter()
         .map(|wanted| match kept(wanted) {
             Some(upstream) => Arc::clone(upstream),
-            None => Arc::new(Upstream::new(
-                wanted.clone(),
-                settings.timeouts,
-                Arc::clone(metrics),
-            )),
+            None => Arc::new(Upstream::new(wanted.clone(), settings.timeouts, metrics)),
         })
         .collect()
 }

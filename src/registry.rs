@@ -13,6 +13,7 @@ mod blob;
 mod body;
 mod list;
 mod manifest;
+mod referrers;
 mod route;
 mod sendfile;
 pub mod server;
@@ -29,6 +30,8 @@ use crate::mirror::{Mirror, MirrorError};
 use crate::oci::{ErrorBody, ErrorCode};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// What is served was not confirmed. Source: RFC 7234, 5.5.1.
+const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
 /// Seconds after which a client that got a 503 may come back. Clients with another place to go
 /// don't wait for it.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
@@ -188,6 +191,15 @@ impl Registry {
             Route::Tags { name, ns, page } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
                 list::tags(&self.mirror, &source, &name, ns.as_deref(), &page).await
+            }
+            Route::Referrers {
+                name,
+                ns,
+                digest,
+                artifact_type,
+            } => {
+                let source = self.mirror.source(&name, ns.as_deref())?;
+                referrers::answer(&self.mirror, &source, &digest, artifact_type.as_deref()).await
             }
             Route::Catalog { page } => list::catalog(&self.mirror, &page).await,
             Route::Upload => Err(Refusal::new(

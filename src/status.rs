@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use indicatif::{DecimalBytes, HumanCount};
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::config::Settings;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
+use crate::upstream::Budget;
 
 /// The state of an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,7 +72,7 @@ pub struct UpstreamStatus {
     /// The name clients know it by.
     pub registry: String,
     /// Where its API is.
-    pub url: String,
+    pub urls: Vec<String>,
     /// Seconds since it last answered.
     pub answered_seconds_ago: Option<u64>,
     /// Seconds since it last failed to.
@@ -103,12 +105,17 @@ impl Status {
             let last = upstream.last_contact();
             UpstreamStatus {
                 registry: upstream.registry().to_string(),
-                url: upstream.settings().url.to_string(),
+                urls: upstream
+                    .settings()
+                    .urls
+                    .iter()
+                    .map(Url::to_string)
+                    .collect(),
                 answered_seconds_ago: last.answered.map(seconds_ago),
                 failed_seconds_ago: last.failed.as_ref().map(|(at, _)| seconds_ago(*at)),
                 failure: last.failed.map(|(_, failure)| failure),
-                budget_remaining: last.budget.map(|(remaining, _)| remaining),
-                budget_limit: last.budget.and_then(|(_, limit)| limit),
+                budget_remaining: last.budget.map(|budget| budget.remaining),
+                budget_limit: last.budget.and_then(|budget| budget.limit),
             }
         });
         Self {
@@ -163,7 +170,7 @@ pub fn line(settings: &Settings, mirror: &Mirror, health: &Health, metrics: &Met
         DecimalBytes(cache.saved_bytes),
     );
     for upstream in &upstreams {
-        if let Some((remaining, limit)) = upstream.last_contact().budget {
+        if let Some(Budget { remaining, limit }) = upstream.last_contact().budget {
             let limit = limit.map(|limit| format!("/{limit}")).unwrap_or_default();
             let registry = upstream.registry();
             // Writing to a String can't fail.
@@ -209,7 +216,7 @@ impl fmt::Display for Status {
             ));
         }
         for upstream in &self.upstreams {
-            let mut text = format!("{} at {}", upstream.registry, upstream.url);
+            let mut text = format!("{} at {}", upstream.registry, upstream.urls.join(", "));
             match upstream.answered_seconds_ago {
                 Some(seconds) => write!(text, ", answered {} ago", ago(seconds))?,
                 None => text.push_str(", not asked yet"),

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use serde_json::Value;
 
 pub mod audit;
 pub mod filesystem;
@@ -308,6 +309,29 @@ impl Store {
             confirmed: SystemTime::now(),
         };
         self.0.tags.insert((of.clone(), tag.clone()), link);
+    }
+
+    /// What was last kept of the referrers of a manifest.
+    pub async fn referrers(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.referrers(&repository, &digest))
+            .await
+    }
+
+    /// Keeps the referrers of a manifest.
+    pub async fn put_referrers(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+        list: &[Value],
+    ) -> Result<(), StoreError> {
+        let (repository, digest, list) = (of.clone(), digest.clone(), list.to_vec());
+        self.run(move |store| store.put_referrers(&repository, &digest, &list))
+            .await
     }
 
     /// The tags of a repository, sorted.

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use registry_agent::config::{self, Sources};
 use registry_agent::config::{Settings, Storage};
 use serde_json::{Value, json};
+use url::Url;
 
 /// What the test folders call their secrets: no message may hold it.
 const SECRET: &str = "hunter2";
@@ -133,8 +134,14 @@ fn shown(settings: &Settings) -> Value {
         .map(|upstream| {
             let mut shown = json!({
                 "registry": upstream.registry.as_str(),
-                "url": upstream.url.as_str(),
+                "url": match &upstream.urls[..] {
+                    [url] => json!(url.as_str()),
+                    urls => urls.iter().map(Url::as_str).collect(),
+                },
             });
+            if upstream.share_private {
+                shown["share_private"] = true.into();
+            }
             if let Some(credentials) = &upstream.credentials {
                 shown["username"] = credentials.username.as_str().into();
                 shown["password"] = credentials.password.reveal().into();

@@ -43,7 +43,11 @@ fn assert_nothing_leaked(agent: &Agent) {
 fn credentials_go_to_the_upstreams_token_server_and_nowhere_else() {
     let image = Image::small(1);
     let hub = hub_with(&image, Upstream::options().cdn());
-    let agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    let agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        // Else it looks as nobody, too, whether everybody may see what it fetches.
+        .share_private()
+        .start();
     agent.pull("library/app", "latest", &image);
     for exchange in hub.exchanges() {
         let authorization = exchange.header("authorization").unwrap_or_default();

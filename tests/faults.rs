@@ -221,6 +221,10 @@ fn ends_short(then: Fault) {
     );
     assert!(!agent.stored_blob(&blob.digest).exists());
     hub.heal();
+    // An upstream that was waited for in vain is left alone for as long.
+    eventually(PATIENCE, "the upstream is asked again", || {
+        agent.head(&target(&blob)).status == 200
+    });
     agent.get(&target(&blob)).assert_is(&blob.bytes);
 }
 
@@ -247,6 +251,5 @@ fn an_agent_that_was_killed_in_mid_download_serves_nothing_partial() {
         resumed.is_some_and(|(range, _)| range != WHOLE),
         "what had come is not sent again"
     );
-    let stored = agent.stored_blob(&blob.digest);
-    eventually(PATIENCE, "the blob is stored", || stored.exists());
+    agent.wait_until_stored([&blob]);
 }

@@ -2,14 +2,10 @@
 
 mod support;
 
-use std::sync::Barrier;
-use std::thread;
-
 use support::agent::{Agent, Setup};
 use support::client::{Response, Sent};
 use support::image::{Blob, Image, KIB, MIB};
 use support::upstream::{Fault, On, Upstream};
-use support::{PATIENCE, eventually};
 
 /// Bytes at the end that no reader gets before the blob is verified.
 const HOLDBACK: usize = MIB;
@@ -42,25 +38,19 @@ fn begin(agent: &Agent, blob: &Blob, range: &str) -> Sent {
 fn sixteen_clients_of_a_cold_blob_cause_one_download() {
     let (hub, agent, blob) = with_blob();
     let gate = hub.hold(On::get(&blob.digest), 2 * MIB);
-    let all_are_reading = Barrier::new(17);
-    thread::scope(|scope| {
-        for _ in 0..16 {
-            scope.spawn(|| {
-                let mut response = agent.request("GET", &target(&blob)).open();
-                let first = response.read(512 * KIB);
-                all_are_reading.wait();
-                let rest = response.finish();
-                assert!(rest.complete && [first, rest.body].concat() == blob.bytes);
-            });
-        }
-        all_are_reading.wait();
-        gate.open();
-    });
+    let mut readers = [(); 16].map(|()| agent.request("GET", &target(&blob)).open());
+    for reader in &mut readers {
+        assert!(reader.read(512 * KIB) == blob.bytes[..512 * KIB]);
+    }
+    gate.reached();
+    gate.open();
+    for reader in readers {
+        let rest = reader.finish();
+        assert!(rest.complete && rest.body == blob.bytes[512 * KIB..]);
+    }
     let downloads = hub.served("GET", &blob.digest);
-    assert_eq!(
-        downloads.iter().map(|get| get.sent).collect::<Vec<usize>>(),
-        [blob.len()]
-    );
+    let sent: Vec<usize> = downloads.iter().map(|download| download.sent).collect();
+    assert_eq!(sent, [blob.len()]);
 }
 
 #[test]
@@ -105,9 +95,8 @@ fn a_download_goes_on_when_its_readers_have_left() {
     gate.reached();
     drop(readers);
     gate.open();
-    let stored = agent.stored_blob(&blob.digest);
-    eventually(PATIENCE, "the blob is stored", || stored.exists());
-    assert!(std::fs::read(stored).unwrap() == blob.bytes);
+    agent.wait_until_stored([&blob]);
+    assert!(std::fs::read(agent.stored_blob(&blob.digest)).unwrap() == blob.bytes);
     agent.get(&target(&blob)).assert_is(&blob.bytes);
     assert_eq!(hub.served("GET", &blob.digest).len(), 1);
 }

@@ -212,12 +212,35 @@ fn a_hanging_upstream_costs_the_deadline_and_not_the_answer() {
 }
 
 #[test]
+fn a_dead_upstream_costs_one_deadline_and_not_one_for_each_tag() {
+    let images = [Image::small(1), Image::small(2), Image::small(3)];
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub)
+        .set("freshness.window", "0s")
+        .set("freshness.deadline", SHORT)
+        .set("timeouts.headers", "60s")
+        .start();
+    let tags = ["one", "two", "three"];
+    for (tag, image) in tags.iter().zip(&images) {
+        hub.push("library/app", tag, image);
+        agent.pull("library/app", tag, image);
+    }
+    hub.fault(ALWAYS, On::any("/manifests/"), Fault::HangHeaders);
+    for (tag, image) in tags.iter().zip(&images) {
+        agent.pull("library/app", tag, image);
+    }
+    let count = |reason: &str| agent.log().matches(reason).count();
+    assert_eq!(count("did not answer in"), 1, "{}", agent.log());
+    assert_eq!(count("is not waited for"), 2, "{}", agent.log());
+}
+
+#[test]
 fn it_starts_with_the_upstream_down_and_serves_what_it_has() {
     let image = Image::new(1, &[3 * MIB, KIB]);
     let hub = hub_with(&image);
     let mut agent = Setup::mirror(&hub).start();
     agent.pull("library/app", "latest", &image);
-    agent.wait_until_stored(&image);
+    agent.wait_until_stored(image.blobs());
     agent.kill();
     hub.switch_off();
     agent.start_again();

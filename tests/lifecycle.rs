@@ -53,7 +53,7 @@ fn metrics_count_what_happened() {
     let agent = Setup::mirror(&hub).set("freshness.window", "0s").start();
     agent.pull("library/app", "latest", &image);
     // Until then, who asks shares the download.
-    agent.wait_until_stored(&image);
+    agent.wait_until_stored(image.blobs());
     agent.pull("library/app", "latest", &image);
     hub.switch_off();
     agent.pull("library/app", "latest", &image);

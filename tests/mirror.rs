@@ -330,11 +330,7 @@ fn the_store_is_in_distributions_layout() {
     let mut expected = BTreeMap::new();
     let path = |digest: &str| digest.replace(':', "/");
     let repository = "repositories/library/app";
-    for blob in image
-        .layers
-        .iter()
-        .chain([&image.config, &image.manifest.blob])
-    {
+    for blob in image.blobs().chain([&image.manifest.blob]) {
         let (algorithm, hex) = blob.digest.split_once(':').unwrap();
         let data = format!("blobs/{algorithm}/{}/{hex}/data", &hex[..2]);
         expected.insert(data, blob.bytes.to_vec());

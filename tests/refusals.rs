@@ -7,6 +7,7 @@ use serde_json::json;
 use support::agent::{Agent, SHORT, Setup};
 use support::image::{Blob, Image, MIB, Manifest, OCI_MANIFEST};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
+use support::{PATIENCE, eventually};
 
 fn mirror_of(image: &Image) -> (Upstream, Agent) {
     let hub = Upstream::start();
@@ -262,6 +263,11 @@ fn an_upstream_out_of_reach_is_a_503_until_it_is_back() {
     hub.fault(ALWAYS, On::any("/v2/"), Fault::HangHeaders);
     all_unavailable();
     hub.heal();
+    // What was waited for in vain is left alone for as long.
+    eventually(PATIENCE, "the upstream is asked again", || {
+        agent.head(&blob).status == 200
+    });
+    hub.revoke_tokens();
     hub.fault(ALWAYS, On::any("/token"), Fault::Status(500));
     all_unavailable();
     hub.heal();

@@ -186,7 +186,7 @@ fn warm_asks_an_agent_that_speaks_tls_and_no_other() {
     let output = warm();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    agent.wait_until_stored(&image);
+    agent.wait_until_stored(image.blobs());
     // Another certificate of the same authority is another server.
     let other = authority.issue(&["127.0.0.1"], YEAR);
     write_file(

@@ -39,7 +39,7 @@ fn mirror_with(image: &Image) -> (Upstream, Agent) {
     hub.push("library/app", "latest", image);
     let agent = Setup::mirror(&hub).set("freshness.window", "0s").start();
     agent.pull("library/app", "latest", image);
-    agent.wait_until_stored(image);
+    agent.wait_until_stored(image.blobs());
     // A link is written after its blob.
     eventually(PATIENCE, "no download is under way", || {
         agent.metric("registry_agent_fills") < 0.5
@@ -115,7 +115,7 @@ fn a_rotten_blob_is_named_and_a_repair_has_it_fetched_again() {
     let before = hub.served("GET", &image.layer().digest).len();
     agent.pull("library/app", "latest", &image);
     assert_eq!(hub.served("GET", &image.layer().digest).len(), before + 1);
-    agent.wait_until_stored(&image);
+    agent.wait_until_stored(image.blobs());
     let run = verify(&agent, &[]);
     assert_eq!(run.code, Some(0), "{}", run.said);
 }

@@ -71,7 +71,7 @@ fn a_warm_image_is_served_without_its_upstream() {
             run.said
         );
     }
-    agent.wait_until_stored(&image);
+    agent.wait_until_stored(image.blobs());
     hub.switch_off();
     agent.pull("library/app", "1.2", &image);
 }
@@ -86,8 +86,8 @@ fn images_of_other_registries_and_by_digest_are_warmed_where_clients_look_for_th
     let by_digest = format!("ghcr.io/owner/app@{}", two.digest());
     let run = warm(&agent, &["owner/app", &by_digest]);
     assert_eq!(run.code, Some(0), "{}", run.said);
-    agent.wait_until_stored(&one);
-    agent.wait_until_stored(&two);
+    agent.wait_until_stored(one.blobs());
+    agent.wait_until_stored(two.blobs());
     hub.switch_off();
     ghcr.switch_off();
     agent.pull("owner/app", "latest", &one);
@@ -154,7 +154,7 @@ fn what_could_not_be_fetched_is_named_and_the_rest_is_warm() {
         let says = |line: &str| says.iter().all(|part| line.contains(part));
         assert!(run.said.lines().any(says), "{}", run.said);
     }
-    agent.wait_until_stored(&whole);
+    agent.wait_until_stored(whole.blobs());
     hub.switch_off();
     agent.pull("library/whole", "latest", &whole);
 }

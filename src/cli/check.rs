@@ -49,8 +49,10 @@ fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     let Storage::Filesystem { root } = &settings.storage;
     writeln!(out, "storage: {}", root.display())?;
     for upstream in &settings.upstreams {
-        let url = upstream.url.as_str().trim_end_matches('/');
-        write!(out, "upstream: {} at {url} ", upstream.registry)?;
+        let urls = upstream.urls.iter();
+        let urls: Vec<&str> = urls.map(|url| url.as_str().trim_end_matches('/')).collect();
+        let urls = urls.join(", ");
+        write!(out, "upstream: {} at {urls} ", upstream.registry)?;
         match &upstream.credentials {
             Some(credentials) => writeln!(out, "as {}", credentials.username)?,
             None => writeln!(out, "anonymously")?,
@@ -84,7 +86,7 @@ mod tests {
             admin: 127.0.0.1:5001\n\
             storage: /srv/images\n\
             upstream: docker.io at https://registry-1.docker.io as alice\n\
-            upstream: ghcr.io at https://ghcr.io anonymously\n\
+            upstream: ghcr.io at https://ghcr.example.com, https://ghcr.io anonymously\n\
             upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n";
         assert_eq!(out, expected);
     }

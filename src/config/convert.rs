@@ -1,10 +1,9 @@
 //! From what was said to settings that can't be invalid.
 
+mod credentials;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,13 +13,11 @@ use serde_json::Value;
 use url::Url;
 
 use super::error::{KeyPath, Place, Remark, quoted};
-use super::fragment::{
-    CredentialsFragment, Fragment, HeaderFragment, LogFragment, UpstreamFragment,
-};
+use super::fragment::{Fragment, LogFragment, OneOrMany, UpstreamFragment};
 use super::merge::Merged;
 use super::settings::{
-    AdminAddress, ClientSettings, Credentials, Freshness, HealthSettings, LogFormat, LogLevel,
-    LogSettings, Role, Secret, Settings, Storage, Timeouts, UpstreamSettings,
+    AdminAddress, ClientSettings, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings,
+    Role, Settings, Storage, Timeouts, UpstreamSettings,
 };
 use super::source::Sources;
 use crate::oci::RegistryHost;
@@ -33,9 +30,6 @@ const SOCKET_PATH_LIMIT: usize = 107;
 
 /// A longer wait is a mistake, and clocks add it without overflow.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
-
-/// A password file that is longer is something else: a log, a disk.
-const PASSWORD_LIMIT: u64 = 64 * 1024;
 
 /// Headers by which HTTP itself finds where an answer ends.
 const FRAMING: &[HeaderName] = &[
@@ -247,8 +241,9 @@ impl Conversion<'_> {
             let url = self.url(&list, &default_url(&registry));
             let hub = url.map(|url| UpstreamSettings {
                 registry,
-                url,
+                urls: vec![url],
                 credentials: None,
+                share_private: false,
             });
             return hub.into_iter().collect();
         };
@@ -263,17 +258,23 @@ impl Conversion<'_> {
             let Some(upstream) = upstream else { continue };
             let here = list.item(index);
             let registry = self.registry(&here, &upstream.registry, &mut first);
-            let url = upstream.url.or_else(|| registry.as_ref().map(default_url));
-            let url = url.and_then(|url| self.url(&here, &url));
+            let default = || registry.as_ref().map(|it| OneOrMany::One(default_url(it)));
+            let urls = upstream.url.or_else(default);
+            let urls = urls.and_then(|urls| self.urls(&here.key("url"), urls));
             let credentials = match upstream.credentials {
                 None => Some(None),
                 Some(said) => self.credentials(&here, said).map(Some),
             };
-            if let (Some(registry), Some(url), Some(credentials)) = (registry, url, credentials) {
+            if upstream.share_private == Some(true) && matches!(credentials, Some(None)) {
+                let message = "true without `credentials`: nothing private can be seen";
+                self.refuse::<()>(&here.key("share_private"), message);
+            }
+            if let (Some(registry), Some(urls), Some(credentials)) = (registry, urls, credentials) {
                 upstreams.push(UpstreamSettings {
                     registry,
-                    url,
+                    urls,
                     credentials,
+                    share_private: upstream.share_private.unwrap_or(false),
                 });
             }
         }
@@ -299,8 +300,21 @@ impl Conversion<'_> {
         Some(registry)
     }
 
-    fn url(&mut self, upstream: &KeyPath, said: &str) -> Option<Url> {
-        let path = upstream.key("url");
+    fn urls(&mut self, path: &KeyPath, said: OneOrMany) -> Option<Vec<Url>> {
+        match said {
+            OneOrMany::One(url) => Some(vec![self.url(path, &url)?]),
+            OneOrMany::Many(urls) if urls.is_empty() => {
+                self.refuse(path, "the list is empty; must name at least one URL")
+            }
+            OneOrMany::Many(urls) => {
+                let item = |(index, url): (usize, &String)| self.url(&path.item(index), url);
+                let urls: Vec<Option<Url>> = urls.iter().enumerate().map(item).collect();
+                urls.into_iter().collect()
+            }
+        }
+    }
+
+    fn url(&mut self, path: &KeyPath, said: &str) -> Option<Url> {
         // What stands before an @ or after a ? may be a secret.
         let shown = if said.contains(['@', '?']) {
             "the URL".to_owned()
@@ -327,42 +341,7 @@ impl Conversion<'_> {
             }
         };
         let message = format!("{shown} {wrong}; must be a URL such as {DOCKER_HUB_URL}");
-        self.refuse(&path, message)
-    }
-
-    fn credentials(
-        &mut self,
-        upstream: &KeyPath,
-        said: CredentialsFragment,
-    ) -> Option<Credentials> {
-        let here = upstream.key("credentials");
-        let username = match said.username {
-            name if name.is_empty() => self.refuse(&here.key("username"), "is empty"),
-            // RFC 7617, section 2: the colon separates it from the password.
-            name if name.contains(':') => self.refuse(
-                &here.key("username"),
-                "holds a colon, which no user name can",
-            ),
-            name => Some(name),
-        };
-        let password = match (said.password, said.password_file) {
-            (Some(password), None) if password.reveal().is_empty() => {
-                self.refuse(&here.key("password"), "is empty")
-            }
-            (Some(password), None) => Some(password),
-            (None, Some(file)) => self.password_file(&here.key("password_file"), &file),
-            (Some(_), Some(_)) => {
-                self.refuse(&here, "holds both `password` and `password_file`: keep one")
-            }
-            (None, None) => self.refuse(
-                &here,
-                "holds no password: add `password_file` (or `password`)",
-            ),
-        };
-        Some(Credentials {
-            username: username?,
-            password: password?,
-        })
+        self.refuse(path, message)
     }
 
     /// A file by what was said of it: a relative path is beside the file that says it.
@@ -372,14 +351,6 @@ impl Conversion<'_> {
             _ => Path::new(""),
         };
         folder.join(said)
-    }
-
-    fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
-        let file = self.beside(path, said);
-        match read_password(&file) {
-            Ok(password) => Some(Secret::new(password)),
-            Err(message) => self.refuse(path, format!("{} {message}", file.display())),
-        }
     }
 
     fn duration(
@@ -402,10 +373,7 @@ impl Conversion<'_> {
         self.refuse(&KeyPath::of(dotted), format!("{} {wrong}", quoted(&said)))
     }
 
-    fn headers(
-        &mut self,
-        said: BTreeMap<String, HeaderFragment>,
-    ) -> Vec<(HeaderName, HeaderValue)> {
+    fn headers(&mut self, said: BTreeMap<String, OneOrMany>) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = Vec::new();
         for (name, values) in said {
             let here = KeyPath::of("headers").key(&name);
@@ -418,8 +386,8 @@ impl Conversion<'_> {
                 continue;
             }
             let (values, many) = match values {
-                HeaderFragment::One(value) => (vec![value], false),
-                HeaderFragment::Many(values) => (values, true),
+                OneOrMany::One(value) => (vec![value], false),
+                OneOrMany::Many(values) => (values, true),
             };
             for (index, value) in values.into_iter().enumerate() {
                 if let Ok(value) = value.parse::<HeaderValue>() {
@@ -471,25 +439,4 @@ fn absolute(path: &str) -> bool {
 fn folder(sources: &Sources, variable: &str) -> Option<PathBuf> {
     let first = sources.variable(variable)?.split(':').next()?;
     absolute(first).then(|| first.into())
-}
-
-/// A password from a file, without the final newline, or what is wrong with the file.
-fn read_password(file: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    File::open(file)
-        .and_then(|file| file.take(PASSWORD_LIMIT + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("can't be read: {error}"))?;
-    if bytes.len() as u64 > PASSWORD_LIMIT {
-        return Err(format!(
-            "is over {PASSWORD_LIMIT} bytes long: not a password"
-        ));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text")?;
-    let password = text.strip_suffix('\n').unwrap_or(&text);
-    let password = password.strip_suffix('\r').unwrap_or(password);
-    if password.is_empty() {
-        Err("is empty".to_owned())
-    } else {
-        Ok(password.to_owned())
-    }
 }

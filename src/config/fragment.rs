@@ -45,7 +45,7 @@ pub(super) struct Fragment {
     /// How the storage is probed.
     pub health: Option<HealthFragment>,
     /// Headers that are added to every answer of the registry: a value or a list of values by name.
-    pub headers: Option<BTreeMap<String, HeaderFragment>>,
+    pub headers: Option<BTreeMap<String, OneOrMany>>,
     /// What is logged, and how.
     pub log: Option<LogFragment>,
     /// How long running answers may go on after SIGTERM. Default: 30s.
@@ -104,11 +104,16 @@ pub(super) struct UpstreamFragment {
     /// The name that clients know it by.
     #[schemars(example = &"docker.io", example = &"ghcr.io")]
     pub registry: String,
-    /// Where its API is. Default: the registry's own name by https.
+    /// Where its API is, or a list of places, of which the next is asked where one fails. Default:
+    /// the registry's own name by https.
     #[schemars(example = &"https://registry-1.docker.io")]
-    pub url: Option<String>,
+    pub url: Option<OneOrMany>,
     /// What it is asked as. Default: anonymously.
     pub credentials: Option<CredentialsFragment>,
+    /// Whether images that only these credentials can pull are kept, and given to everybody who can
+    /// reach this mirror. Default: false; then clients are told that the mirror has no such image,
+    /// and ask the registry themselves.
+    pub share_private: Option<bool>,
 }
 
 /// A user name with a password, or with a file that holds it.
@@ -166,13 +171,13 @@ pub(super) struct HealthFragment {
     pub threshold: Option<u32>,
 }
 
-/// A header's value, or several.
+/// A value, or several.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub(super) enum HeaderFragment {
+pub(super) enum OneOrMany {
     /// One value.
     One(String),
-    /// The header once for each value.
+    /// Several values, in their order.
     Many(Vec<String>),
 }
 

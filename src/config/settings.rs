@@ -111,10 +111,13 @@ pub enum Storage {
 pub struct UpstreamSettings {
     /// The name clients know it by (`docker.io`).
     pub registry: RegistryHost,
-    /// Where its API is (`https://registry-1.docker.io`), without a trailing slash in its path.
-    pub url: Url,
+    /// Where its API is (`https://registry-1.docker.io`), without trailing slashes in the paths: the
+    /// next is asked where one fails. Never empty.
+    pub urls: Vec<Url>,
     /// What it is asked as; anonymously without.
     pub credentials: Option<Credentials>,
+    /// Whether what only these credentials can see is given to everybody who can reach this mirror.
+    pub share_private: bool,
 }
 
 /// A user name and password for an upstream.

@@ -74,7 +74,7 @@ impl Mirror {
             manifest,
             age: Some(age),
         }) = &cached
-            && *age < freshness.window
+            && *age < source.upstream.stretched(freshness.window)
         {
             self.0.metrics.manifest_hits.inc();
             return Ok(Served {
@@ -107,16 +107,25 @@ impl Mirror {
         };
         // Counted from when the upstream was asked, not from when this request came: however many
         // wait for a dead upstream, it costs one deadline.
-        let left = freshness.deadline.saturating_sub(flight.started.elapsed());
+        // One that was late a moment ago is not waited for at all: should it answer again, the next
+        // request profits from it.
+        let suspect = source.upstream.is_suspect();
+        let deadline = if suspect {
+            Duration::ZERO
+        } else {
+            freshness.deadline
+        };
+        let left = deadline.saturating_sub(flight.started.elapsed());
         let late = tokio::time::timeout(left, flight.state.wait_for(Option::is_some))
             .await
             .is_err();
-        let stale = if late {
+        let registry = source.upstream.registry();
+        let stale = if late && suspect {
+            format!("{registry} did not answer a moment ago, and is not waited for")
+        } else if late {
+            source.upstream.was_late();
             let deadline = humantime::format_duration(freshness.deadline);
-            format!(
-                "{} did not answer in {deadline}",
-                source.upstream.registry()
-            )
+            format!("{registry} did not answer in {deadline}")
         } else {
             match flight.landed().await {
                 Some(Resolution::Known(Ok(manifest))) => {

@@ -8,7 +8,8 @@ use super::Digest;
 /// The largest manifest that is accepted, in bytes (distribution-spec 1.1, "Pushing manifests").
 pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
 
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// The media type of an OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 

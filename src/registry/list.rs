@@ -5,7 +5,7 @@ use http::{HeaderValue, Response};
 use serde::Serialize;
 
 use super::route::Page;
-use super::{Body, Refusal, json_answer};
+use super::{Body, Refusal, STALE, json_answer};
 use crate::mirror::{Mirror, Source};
 use crate::oci::Name;
 
@@ -13,7 +13,6 @@ use crate::oci::Name;
 const CATALOG_PAGE: usize = 100;
 /// And the most it has when it does.
 const CATALOG_LIMIT: usize = 1000;
-const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
 
 pub(super) async fn tags(
     mirror: &Mirror,

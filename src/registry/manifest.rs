@@ -5,13 +5,10 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 
 use super::blob::matches_etag;
-use super::{Body, Refusal};
+use super::{Body, Refusal, STALE};
 use crate::mirror::{Mirror, Source};
 use crate::oci::Reference;
 use crate::upstream::CONTENT_DIGEST;
-
-/// RFC 7234, 5.5.1: what is served was not confirmed.
-const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
 
 pub(super) async fn answer(
     mirror: &Mirror,

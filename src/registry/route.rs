@@ -30,6 +30,13 @@ pub(super) enum Route {
         ns: Option<String>,
         page: Page,
     },
+    /// `/v2/<name>/referrers/<digest>` (end-12)
+    Referrers {
+        name: Name,
+        ns: Option<String>,
+        digest: Digest,
+        artifact_type: Option<String>,
+    },
     /// `/v2/_catalog`
     Catalog { page: Page },
     /// `/v2/<name>/blobs/uploads/...` (end-4 to end-6, end-11)
@@ -71,6 +78,7 @@ impl Route {
             Self::Blob { .. } => "blob",
             Self::Manifest { .. } => "manifest",
             Self::Tags { .. } => "tags",
+            Self::Referrers { .. } => "referrers",
             Self::Catalog { .. } => "catalog",
             Self::Upload => "upload",
         }
@@ -115,6 +123,12 @@ impl Route {
                 ns: query.ns,
                 digest: digest.parse().map_err(RouteError::Digest)?,
             }),
+            ("referrers", digest) => Ok(Self::Referrers {
+                name: parse_name()?,
+                ns: query.ns,
+                digest: digest.parse().map_err(RouteError::Digest)?,
+                artifact_type: query.artifact_type,
+            }),
             ("tags", "list") => {
                 let page = query.page()?;
                 Ok(Self::Tags {
@@ -133,6 +147,7 @@ struct Query {
     ns: Option<String>,
     limit: Option<String>,
     last: Option<String>,
+    artifact_type: Option<String>,
 }
 
 impl Query {
@@ -144,6 +159,7 @@ impl Query {
                 "ns" => &mut parsed.ns,
                 "n" => &mut parsed.limit,
                 "last" => &mut parsed.last,
+                "artifactType" => &mut parsed.artifact_type,
                 _ => continue,
             };
             *field = Some(value.into_owned()).filter(|value| !value.is_empty());
@@ -221,6 +237,15 @@ mod tests {
                     name: name("a/b"),
                     ns: None,
                     page: Page::default(),
+                },
+            ),
+            (
+                format!("/v2/a/referrers/{digest}?artifactType=b/c%2Bd"),
+                Route::Referrers {
+                    name: name("a"),
+                    ns: None,
+                    digest: digest.parse().unwrap(),
+                    artifact_type: Some("b/c+d".to_owned()),
                 },
             ),
             ("/v2/a/blobs/uploads/".to_owned(), Route::Upload),

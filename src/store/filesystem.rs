@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde_json::Value;
+
 use super::layout::{self, Repository};
 use super::{Blob, StoreError, TagLink};
 use crate::oci::{Algorithm, Digest, Hasher, MANIFEST_LIMIT, Manifest, Tag};
@@ -191,6 +193,31 @@ impl Filesystem {
             .open(&path)
             .and_then(|link| link.set_modified(SystemTime::now()))
             .map_err(|e| StoreError::new("touch", &path, e))
+    }
+
+    /// What was last kept of the referrers of a manifest.
+    pub fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
+        let path = self.root.join(layout::referrers(repository, digest));
+        let Some(file) = open_if_there(&path)? else {
+            return Ok(None);
+        };
+        // What can't be read is not kept.
+        Ok(serde_json::from_reader(io::BufReader::new(file)).ok())
+    }
+
+    /// Keeps the referrers of a manifest.
+    pub fn put_referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        list: &[Value],
+    ) -> Result<(), StoreError> {
+        let path = layout::referrers(repository, digest);
+        self.write(&path, Value::from(list).to_string().as_bytes())
     }
 
     /// The tags of a repository, sorted. A folder without `current/link` is not a tag.

@@ -14,6 +14,7 @@
 //!   repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
+//!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
 //! ```
@@ -103,6 +104,13 @@ pub fn layer_link(repository: &Repository, digest: &Digest) -> String {
 /// The folder of a repository's layers of one algorithm.
 pub fn layers(repository: &Repository, algorithm: &str) -> String {
     format!("{V2}/repositories/{repository}/_layers/{algorithm}")
+}
+
+/// What an upstream last said refers to a manifest: a JSON list of descriptors.
+pub fn referrers(repository: &Repository, digest: &Digest) -> String {
+    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+    // No component of a repository's name can be `_of`.
+    format!("{OWN}/referrers/{repository}/_of/{algorithm}/{hex}")
 }
 
 /// The folder of a repository's manifests of one algorithm.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::client::{Client, Reply, Request};
-use super::image::Image;
+use super::image::{Blob, Image};
 use super::upstream::Upstream;
 use super::{PATIENCE, eventually, own_address, write_file};
 
@@ -77,6 +77,18 @@ impl Setup {
         let file = self.file("password", password.as_bytes());
         self.config["upstreams"][0]["credentials"] =
             json!({"username": user, "password_file": file});
+        self
+    }
+
+    /// Gives everybody what only that account can see.
+    pub fn share_private(mut self) -> Self {
+        self.config["upstreams"][0]["share_private"] = true.into();
+        self
+    }
+
+    /// Asks the first upstream at these places, in turn.
+    pub fn at(mut self, urls: &[&str]) -> Self {
+        self.config["upstreams"][0]["url"] = json!(urls);
         self
     }
 
@@ -247,7 +259,7 @@ impl Agent {
     pub fn pull(&self, name: &str, tag: &str, image: &Image) {
         self.get(&format!("/v2/{name}/manifests/{tag}"))
             .assert_is(&image.manifest.blob.bytes);
-        for blob in image.layers.iter().chain([&image.config]) {
+        for blob in image.blobs() {
             self.get(&format!("/v2/{name}/blobs/{}", blob.digest))
                 .assert_is(&blob.bytes);
         }
@@ -307,15 +319,13 @@ impl Agent {
         self.stored(&format!("blobs/{algorithm}/{}/{hex}/data", &hex[..2]))
     }
 
-    /// Waits until the image's blobs are stored, which is a moment after a client has them.
+    /// Waits until the blobs are stored, which is a moment after a client has them.
     #[track_caller]
-    pub fn wait_until_stored(&self, image: &Image) {
-        let blobs = image.layers.iter().chain([&image.config]);
-        eventually(PATIENCE, "its blobs are stored", || {
-            blobs
-                .clone()
-                .all(|blob| self.stored_blob(&blob.digest).exists())
-        });
+    pub fn wait_until_stored<'a>(&self, blobs: impl IntoIterator<Item = &'a Blob>) {
+        for blob in blobs {
+            let stored = self.stored_blob(&blob.digest);
+            eventually(PATIENCE, "the blob is stored", || stored.exists());
+        }
     }
 
     /// What it has written to its standard error.

@@ -149,14 +149,33 @@ impl Connection {
         target: &str,
         headers: &[(String, String)],
     ) -> io::Result<Sent> {
+        self.write(method, target, headers)?;
+        Ok(self.expect(method))
+    }
+
+    /// Sends a request whose answer is to be read later, after those to the ones before it.
+    pub fn write(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(String, String)],
+    ) -> io::Result<()> {
         let start = format!("{method} {target} HTTP/1.1\r\nHost: mirror.test\r\n");
-        self.stream
-            .get_mut()
-            .write_all(write_head(start, headers).as_bytes())?;
-        Ok(Sent {
+        let head = write_head(start, headers);
+        self.stream.get_mut().write_all(head.as_bytes())
+    }
+
+    /// What comes next is the answer to a request by this method.
+    pub fn expect(self, method: &str) -> Sent {
+        Sent {
             has_body: method != "HEAD",
             connection: self,
-        })
+        }
+    }
+
+    /// Whether the server has closed it.
+    pub fn is_closed(&mut self) -> bool {
+        self.stream.fill_buf().is_ok_and(<[u8]>::is_empty)
     }
 }
 

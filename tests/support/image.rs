@@ -120,6 +120,11 @@ impl Image {
         self.manifest.digest()
     }
 
+    /// Its layers and config.
+    pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        self.layers.iter().chain([&self.config])
+    }
+
     /// Its only, or first, layer.
     pub fn layer(&self) -> &Blob {
         &self.layers[0]

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use serde_json::Value;
 
 pub use fault::{Fault, Gate, On};
 #[allow(unused_imports, reason = "every test target uses a part of it")]
@@ -78,6 +79,8 @@ struct Repository {
     tags: BTreeMap<String, String>,
     manifests: HashMap<String, Manifest>,
     blobs: HashMap<String, Bytes>,
+    /// Descriptors by what they refer to; with none it is a registry from before version 1.1.
+    referrers: HashMap<String, Vec<Value>>,
 }
 
 struct Shared {
@@ -271,7 +274,7 @@ impl Upstream {
 
     /// Holds the image under this tag.
     pub fn push(&self, name: &str, tag: &str, image: &Image) {
-        for blob in image.layers.iter().chain([&image.config]) {
+        for blob in image.blobs() {
             self.push_blob(name, blob);
         }
         self.push_manifest(name, Some(tag), &image.manifest);
@@ -292,6 +295,14 @@ impl Upstream {
             repository
                 .blobs
                 .insert(blob.digest.clone(), blob.bytes.clone());
+        });
+    }
+
+    /// Has something that refers to the manifest with this digest.
+    pub fn refer(&self, name: &str, subject: &str, descriptor: Value) {
+        self.change(name, |repository| {
+            let referrers = repository.referrers.entry(subject.to_owned());
+            referrers.or_default().push(descriptor);
         });
     }
 

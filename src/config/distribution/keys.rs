@@ -220,6 +220,9 @@ const KEYS: &[(&str, Rule)] = &[
     ),
 ];
 
+const PRIVATE: &str = "unlike in registry:2, images that only this account can pull are neither kept \
+                       nor given out: see share_private of upstreams";
+
 /// The rule for a value, by the longest key that leads to it.
 pub(super) fn lookup(keys: &[&str]) -> Option<&'static (&'static str, Rule)> {
     (1..=keys.len()).rev().find_map(|depth| {
@@ -455,7 +458,10 @@ fn health_threshold(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
 fn proxy(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     let key = match leaf.keys.as_slice() {
         [_, "remoteurl"] => &mut to.proxy.remoteurl,
-        [_, "username"] => &mut to.proxy.username,
+        [_, "username"] => {
+            to.warn(&leaf.path(), PRIVATE);
+            &mut to.proxy.username
+        }
         [_, "password"] => &mut to.proxy.password,
         // Something within one of them: none is a mapping.
         _ => return to.error(&leaf.path(), "is unknown here: the key above it is a text"),

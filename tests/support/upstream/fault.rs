@@ -12,6 +12,8 @@ use crate::support::PATIENCE;
 pub enum Fault {
     /// Answers with this status and an error body.
     Status(u16),
+    /// Answers 429, and that it may be asked again in so many seconds.
+    RetryAfter(u64),
     /// Never answers.
     HangHeaders,
     /// Sends this much of the body, then nothing.
@@ -85,7 +87,11 @@ impl Plan {
         for rule in rules {
             let on = &rule.on;
             let applies = on.method.is_none_or(|only| only == method) && path.contains(&on.part);
-            let reached = admitted || matches!(rule.fault, Fault::Status(_) | Fault::HangHeaders);
+            let reached = admitted
+                || matches!(
+                    rule.fault,
+                    Fault::Status(_) | Fault::RetryAfter(_) | Fault::HangHeaders
+                );
             if applies && reached && rule.left > 0 {
                 rule.left -= 1;
                 faults.push(rule.fault.clone());

@@ -93,6 +93,13 @@ impl Content {
                 },
             );
         }
+        let seconds = |fault: &Fault| match fault {
+            Fault::RetryAfter(seconds) => Some(*seconds),
+            _ => None,
+        };
+        if let Some(seconds) = plan.find(seconds) {
+            return Answer::error(429, "TOOMANYREQUESTS").with("Retry-After", seconds.to_string());
+        }
         let path: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
         match (request.role, path.as_slice()) {
             (_, ["token"]) => self.token(request),
@@ -142,7 +149,8 @@ impl Content {
     /// Whether the request may see the content it asks for.
     pub(super) fn admits(&self, request: &Request) -> bool {
         let name = request.path.strip_prefix("/v2/").and_then(|path| {
-            let end = ["/manifests/", "/blobs/", "/tags/"].map(|kind| path.rfind(kind));
+            let end =
+                ["/manifests/", "/blobs/", "/tags/", "/referrers/"].map(|kind| path.rfind(kind));
             Some(&path[..end.into_iter().flatten().max()?])
         });
         let granted = |name: &str| {
@@ -177,11 +185,23 @@ impl Content {
         }
         match kind {
             "manifests" => self.manifest(request, name, what, plan),
+            "referrers" => self.referrers(name, what),
             "blobs" => self.blob(request, name, what, plan),
             "tags" if what == "list" => match self.repositories.get(name) {
                 Some(repository) => tags(request, name, repository),
                 None => Answer::error(404, "NAME_UNKNOWN"),
             },
+            _ => Answer::error(404, "UNSUPPORTED"),
+        }
+    }
+
+    fn referrers(&self, name: &str, subject: &str) -> Answer {
+        let known = self.repositories.get(name);
+        match known.map(|repository| &repository.referrers) {
+            Some(referrers) if !referrers.is_empty() => {
+                let manifests = referrers.get(subject).cloned().unwrap_or_default();
+                Answer::json(200, &json!({"schemaVersion": 2, "manifests": manifests}))
+            }
             _ => Answer::error(404, "UNSUPPORTED"),
         }
     }

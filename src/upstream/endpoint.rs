@@ -1,16 +1,14 @@
-//! Requests to one upstream: its token flow, its redirects, its deadlines.
+//! Requests to one URL of an upstream: its token flow, its redirects, its deadlines.
 
-use std::error::Error;
-use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, LOCATION, USER_AGENT, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -18,14 +16,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use url::Url;
 
-use super::UpstreamError;
 use super::challenge::Challenge;
+use super::error::{Question, UpstreamError};
+use super::record::Record;
 use super::token::{Token, TokenKey, Tokens, may_receive_credentials, usable};
-use crate::config::{Credentials, UpstreamSettings};
-use crate::metrics::{Metrics, RegistryLabels, UpstreamLabels};
+use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
-
-pub use crate::config::Timeouts;
 
 /// How many redirects are followed: a registry makes one, to its content delivery network.
 const REDIRECTS: usize = 5;
@@ -34,17 +30,28 @@ const TOKEN_LIMIT: usize = 256 * 1024;
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
-/// One registry that is mirrored, and all that is remembered of it.
-pub struct Upstream {
-    settings: UpstreamSettings,
+/// A failure that took longer is not waited for again at once.
+const COSTLY: Duration = Duration::from_millis(500);
+/// After a failure that was waited for, an endpoint is not asked for as long as that took, and no
+/// longer than this.
+const DOWN_FOR: Duration = Duration::from_secs(5);
+
+/// One URL at which an upstream is asked.
+pub(super) struct Endpoint {
+    registry: RegistryHost,
+    url: Url,
+    /// How the paths of its API begin.
+    api: String,
+    credentials: Option<Credentials>,
     timeouts: Timeouts,
     /// Made at the first request: reading the system's certificates is no part of a start.
     http: OnceLock<Result<HttpClient, String>>,
-    /// Where the upstream has its tokens, once it has said so: then no request is made in vain.
+    /// Where it has its tokens, once it has said so: then no request is made in vain.
     bearer: Mutex<Option<Bearer>>,
     tokens: Tokens,
-    last: Mutex<LastContact>,
-    metrics: Arc<Metrics>,
+    /// Until when it is not asked, and what it would cost to.
+    down: Mutex<Option<(Instant, UpstreamError)>>,
+    record: Arc<Record>,
 }
 
 #[derive(Clone)]
@@ -53,65 +60,49 @@ struct Bearer {
     service: Option<String>,
 }
 
-/// What is known of an upstream from its last answers.
-#[derive(Debug, Clone, Default)]
-pub struct LastContact {
-    /// When it last answered at all.
-    pub answered: Option<SystemTime>,
-    /// When it last did not, and why.
-    pub failed: Option<(SystemTime, String)>,
-    /// Pulls it says are left in its window, and how many the window has.
-    pub budget: Option<(u64, Option<u64>)>,
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream")
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Upstream {
-    /// A client of the upstream; nothing is sent yet.
-    pub fn new(settings: UpstreamSettings, timeouts: Timeouts, metrics: Arc<Metrics>) -> Self {
+impl Endpoint {
+    pub(super) fn new(
+        registry: RegistryHost,
+        url: Url,
+        credentials: Option<&Credentials>,
+        timeouts: Timeouts,
+        record: Arc<Record>,
+    ) -> Self {
         Self {
-            settings,
+            registry,
+            api: format!("{}/v2/", url.path().trim_end_matches('/')),
+            url,
+            credentials: credentials.cloned(),
             timeouts,
             http: OnceLock::new(),
             bearer: Mutex::default(),
             tokens: Tokens::default(),
-            last: Mutex::default(),
-            metrics,
+            down: Mutex::default(),
+            record,
         }
     }
 
-    /// The name clients know it by.
-    pub fn registry(&self) -> &RegistryHost {
-        &self.settings.registry
+    fn question<'a>(&'a self, what: &'a str) -> Question<'a> {
+        Question {
+            registry: &self.registry,
+            what,
+        }
     }
 
-    /// How it was configured.
-    pub fn settings(&self) -> &UpstreamSettings {
-        &self.settings
+    /// Whether it failed a moment ago, after having been waited for.
+    pub(super) fn is_down(&self) -> bool {
+        self.down_with().is_some()
     }
 
-    /// Its deadlines.
-    pub fn timeouts(&self) -> Timeouts {
-        self.timeouts
+    fn down_with(&self) -> Option<UpstreamError> {
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let (until, error) = down.as_ref()?;
+        (Instant::now() < *until).then(|| error.clone())
     }
 
-    /// What is known from its last answers.
-    pub fn last_contact(&self) -> LastContact {
-        self.last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
-    /// answered once with a new token; the second is the caller's.
-    pub(super) async fn send(
+    /// Asks for a path of a repository; anything but a success is an error. A dead endpoint costs
+    /// one wait and not one for each request.
+    pub(super) async fn get(
         &self,
         method: &Method,
         path: &str,
@@ -119,8 +110,28 @@ impl Upstream {
         what: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let url = format!("{}{path}", self.settings.url.as_str().trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|e| self.protocol_error(what, &e.to_string()))?;
+        if let Some(error) = self.down_with() {
+            return Err(error);
+        }
+        let response = self.send(method, path, name, what, headers).await?;
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            status => Err(self.question(what).status(status)),
+        }
+    }
+
+    /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
+    /// answered once with a new token; the second is the caller's.
+    async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        name: &Name,
+        what: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
+        let url = Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))?;
         let scope = format!("repository:{name}:pull");
         let known = self
             .bearer
@@ -151,7 +162,7 @@ impl Upstream {
             return Ok(response);
         };
         let authorization = match challenge {
-            Challenge::Basic => match &self.settings.credentials {
+            Challenge::Basic => match &self.credentials {
                 Some(credentials) => basic(credentials),
                 None => return Ok(response),
             },
@@ -161,7 +172,8 @@ impl Upstream {
                 scope: wanted,
             } => {
                 let realm = Url::parse(&realm).map_err(|e| {
-                    self.protocol_error(what, &format!("a token realm {realm:?}: {e}"))
+                    self.question(what)
+                        .protocol(format!("a token realm {realm:?}: {e}"))
                 })?;
                 let bearer = Bearer {
                     realm: realm.clone(),
@@ -193,8 +205,8 @@ impl Upstream {
         if let Some(header) = usable(slot.as_ref()).filter(|header| Some(header) != refused) {
             return Ok(header);
         }
-        let authorization = match &self.settings.credentials {
-            Some(credentials) if may_receive_credentials(&key.realm, &self.settings.url) => {
+        let authorization = match &self.credentials {
+            Some(credentials) if may_receive_credentials(&key.realm, &self.url) => {
                 Some(basic(credentials))
             }
             Some(_) => {
@@ -203,7 +215,7 @@ impl Upstream {
                      this upstream are not sent there",
                     key.realm
                 );
-                return Err(self.protocol_error(what, &reason));
+                return Err(self.question(what).protocol(reason));
             }
             None => None,
         };
@@ -217,40 +229,25 @@ impl Upstream {
                 what,
             )
             .await?;
-        let registry = self.registry().to_string();
         match response.status() {
             status if status.is_success() => {}
-            StatusCode::TOO_MANY_REQUESTS => {
-                return Err(UpstreamError::Limited {
-                    registry,
-                    what: what.to_owned(),
-                });
-            }
             StatusCode::UNAUTHORIZED if authorization.is_some() => {
                 let reason = format!(
                     "its token server {} refuses our credentials (401)",
                     key.realm
                 );
-                return Err(self.protocol_error(what, &reason));
-            }
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                return Err(UpstreamError::Denied {
-                    registry,
-                    what: what.to_owned(),
-                    status,
-                });
+                return Err(self.question(what).protocol(reason));
             }
             status => {
-                return Err(UpstreamError::Status {
-                    registry,
-                    what: format!("a token for {what}"),
-                    status,
-                });
+                let token = format!("a token for {what}");
+                return Err(self.question(&token).status(status));
             }
         }
-        let body = self.collect(response, TOKEN_LIMIT, what).await?;
+        let question = self.question(what);
+        let body = collect(response, TOKEN_LIMIT, self.timeouts.idle, question).await?;
         let token = Token::parse(&body, asked).map_err(|reason| {
-            self.protocol_error(what, &format!("its token server sent {reason}"))
+            self.question(what)
+                .protocol(format!("its token server sent {reason}"))
         })?;
         let header = token.header.clone();
         *slot = Some(token);
@@ -267,7 +264,7 @@ impl Upstream {
         mut authorization: Option<&HeaderValue>,
         what: &str,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        for _ in 0..=REDIRECTS {
+        for hop in 0..=REDIRECTS {
             let mut request = Request::builder()
                 .method(method)
                 .uri(url.as_str())
@@ -276,14 +273,14 @@ impl Upstream {
                     concat!("registry-agent/", env!("CARGO_PKG_VERSION")),
                 )
                 .body(Empty::new())
-                .map_err(|e| self.protocol_error(what, &e.to_string()))?;
+                .map_err(|e| self.question(what).protocol(e.to_string()))?;
             request.headers_mut().extend(headers.clone());
             if let Some(authorization) = authorization {
                 request
                     .headers_mut()
                     .insert(AUTHORIZATION, authorization.clone());
             }
-            let response = self.exchange(request, what).await?;
+            let response = self.exchange(request, what, hop == 0).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -294,124 +291,92 @@ impl Upstream {
                 .to_str()
                 .ok()
                 .and_then(|location| url.join(location).ok())
-                .ok_or_else(|| self.protocol_error(what, "a redirect to no URL"))?;
+                .ok_or_else(|| self.question(what).protocol("a redirect to no URL"))?;
             if next.scheme() != url.scheme() && next.scheme() != "https" {
                 // Neither is quoted: a signed URL is a credential.
-                return Err(self.protocol_error(what, "a redirect from https to another scheme"));
+                return Err(self
+                    .question(what)
+                    .protocol("a redirect from https to another scheme"));
             }
             if next.origin() != url.origin() {
                 authorization = None;
             }
             url = next;
         }
-        Err(self.protocol_error(what, &format!("more than {REDIRECTS} redirects")))
+        Err(self
+            .question(what)
+            .protocol(format!("more than {REDIRECTS} redirects")))
     }
 
-    /// One request, one answer's head, within the deadline; counted and remembered.
+    /// One request, one answer's head, within the deadline; counted and remembered. `own` is a
+    /// request to the endpoint or its token server, not to where a redirect leads: without those
+    /// nothing can be had of it.
     async fn exchange(
         &self,
         request: Request<Empty<Bytes>>,
         what: &str,
+        own: bool,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let http = match self
-            .http
-            .get_or_init(|| http_client(&self.settings.url, self.timeouts))
-        {
-            Ok(http) => http,
-            Err(reason) => return Err(self.failed(self.transport(what, reason.clone()))),
-        };
+        let began = Instant::now();
         let deadline = self.timeouts.headers;
-        let outcome = match tokio::time::timeout(deadline, http.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => Err(self.transport_error(what, &e)),
-            Err(_) => Err(self.timeout_error(what, deadline)),
+        let api = own && request.uri().path().starts_with(&self.api);
+        let http = self
+            .http
+            .get_or_init(|| http_client(&self.url, self.timeouts));
+        let outcome = match http {
+            Err(reason) => Err(self.question(what).transport(reason)),
+            Ok(http) => match tokio::time::timeout(deadline, http.request(request)).await {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(e)) => Err(self.question(what).broken(&e)),
+                Err(_) => Err(self.question(what).timeout(deadline)),
+            },
         };
-        match outcome {
+        let down = match &outcome {
             Ok(response) => {
-                self.count(response.status().as_str());
-                self.answered(response.headers());
-                Ok(response)
+                self.record
+                    .answered(response.status(), response.headers(), api);
+                None
             }
-            Err(e) => {
-                self.count("error");
-                Err(self.failed(e))
+            Err(error) => {
+                self.record.failed(error);
+                let waited = began.elapsed();
+                let costly = waited >= COSTLY.min(deadline);
+                costly.then(|| (Instant::now() + waited.min(DOWN_FOR), error.clone()))
             }
-        }
-    }
-
-    fn count(&self, outcome: &str) {
-        let labels = UpstreamLabels {
-            registry: self.registry().to_string(),
-            outcome: outcome.to_owned(),
         };
-        self.metrics.upstream_requests.get_or_create(&labels).inc();
-    }
-
-    fn answered(&self, headers: &HeaderMap) {
-        let number = |name: &str| -> Option<u64> {
-            headers
-                .get(name)?
-                .to_str()
-                .ok()?
-                .split(';')
-                .next()?
-                .trim()
-                .parse()
-                .ok()
-        };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.answered = Some(SystemTime::now());
-        if let Some(remaining) = number("ratelimit-remaining") {
-            last.budget = Some((remaining, number("ratelimit-limit")));
-            let labels = RegistryLabels {
-                registry: self.registry().to_string(),
-            };
-            let gauge = self.metrics.rate_limit_remaining.get_or_create(&labels);
-            gauge.set(i64::try_from(remaining).unwrap_or(i64::MAX));
+        if own {
+            *self.down.lock().unwrap_or_else(PoisonError::into_inner) = down;
         }
+        outcome
     }
+}
 
-    fn failed(&self, error: UpstreamError) -> UpstreamError {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.failed = Some((SystemTime::now(), error.to_string()));
-        error
-    }
-
-    pub(crate) fn protocol_error(&self, what: &str, reason: &str) -> UpstreamError {
-        UpstreamError::Protocol {
-            registry: self.registry().to_string(),
-            what: what.to_owned(),
-            reason: reason.to_owned(),
-        }
-    }
-
-    pub(crate) fn timeout_error(&self, what: &str, deadline: Duration) -> UpstreamError {
-        UpstreamError::Timeout {
-            registry: self.registry().to_string(),
-            what: what.to_owned(),
-            deadline,
-        }
-    }
-
-    pub(crate) fn transport_error(&self, what: &str, error: &dyn Error) -> UpstreamError {
-        // The outermost error says only "client error (Connect)"; what happened is in its causes.
-        let mut reason = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !reason.ends_with(&text) {
-                reason = format!("{reason}: {text}");
+/// Reads a whole body of at most `limit` bytes, giving up when nothing arrives for a while.
+pub(super) async fn collect(
+    response: Response<Incoming>,
+    limit: usize,
+    idle: Duration,
+    question: Question<'_>,
+) -> Result<Bytes, UpstreamError> {
+    let mut body = Limited::new(response.into_body(), limit);
+    let mut bytes = BytesMut::new();
+    loop {
+        match tokio::time::timeout(idle, body.frame()).await {
+            Err(_) => return Err(question.timeout(idle)),
+            Ok(None) => return Ok(bytes.freeze()),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    bytes.extend_from_slice(&data);
+                }
             }
-            cause = error.source();
-        }
-        self.transport(what, reason)
-    }
-
-    pub(crate) fn transport(&self, what: &str, reason: String) -> UpstreamError {
-        UpstreamError::Transport {
-            registry: self.registry().to_string(),
-            what: what.to_owned(),
-            reason,
+            Ok(Some(Err(e))) => {
+                let e: &(dyn std::error::Error + 'static) = &*e;
+                return Err(if e.is::<LengthLimitError>() {
+                    question.protocol(format!("more than {limit} bytes"))
+                } else {
+                    question.broken(e)
+                });
+            }
         }
     }
 }

@@ -1,0 +1,75 @@
+//! What refers to a manifest: signatures, attestations, software bills of materials.
+//!
+//! The upstream is asked each time, because a list may grow at any time; what it said last is kept
+//! for when it can't be.
+
+use serde_json::Value;
+
+use super::{Mirror, MirrorError, Source, manifest_error};
+use crate::oci::{Digest, Reference};
+use crate::upstream::{UpstreamError, descriptors_of};
+
+/// The descriptors of what refers to a manifest.
+#[derive(Debug)]
+pub struct Referrers {
+    /// As the upstream has them (image-spec 1.1, "Descriptor").
+    pub descriptors: Vec<Value>,
+    /// Whether they come from the cache because the upstream could not be asked.
+    pub stale: bool,
+}
+
+impl Mirror {
+    /// What refers to a manifest; nothing for a manifest that is not known, as the specification
+    /// has it.
+    pub async fn referrers(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Referrers, MirrorError> {
+        let store = &self.0.store;
+        let error = match self.ask_for_referrers(source, digest).await {
+            Ok(descriptors) => {
+                let kept = store.put_referrers(&source.stored, digest, &descriptors);
+                if let Err(error) = kept.await {
+                    tracing::warn!(repository = %source.stored, %digest, %error, "referrers could not be kept");
+                }
+                return Ok(Referrers {
+                    descriptors,
+                    stale: false,
+                });
+            }
+            Err(error) => error,
+        };
+        match store.referrers(&source.stored, digest).await? {
+            Some(descriptors) if !error.is_final() => {
+                self.0.metrics.stale_served.inc();
+                Ok(Referrers {
+                    descriptors,
+                    stale: true,
+                })
+            }
+            _ => Err(manifest_error(error)),
+        }
+    }
+
+    async fn ask_for_referrers(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Vec<Value>, UpstreamError> {
+        let upstream = &source.upstream;
+        if let Some(descriptors) = upstream.referrers(&source.name, digest).await? {
+            return Ok(descriptors);
+        }
+        // A registry from before 1.1 has them under a tag: "Referrers Tag Schema".
+        let tag = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        let Ok(tag) = tag.chars().take(128).collect::<String>().parse() else {
+            return Ok(Vec::new());
+        };
+        match upstream.manifest(&source.name, &Reference::Tag(tag)).await {
+            Ok(index) => Ok(descriptors_of(&index.bytes).unwrap_or_default()),
+            Err(UpstreamError::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}

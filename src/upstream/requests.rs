@@ -1,0 +1,299 @@
+//! What an upstream is asked for: the endpoints of distribution-spec 1.1, as calls.
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, LINK, RANGE};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::endpoint::collect;
+use super::{CONTENT_DIGEST, Upstream, UpstreamError};
+use crate::oci::{Digest, MANIFEST_LIMIT, Name, OCI_INDEX, Reference};
+
+/// Every form of manifest a client may want. Asking for all of them in one way makes the answer the
+/// same for every client, as a cache needs it.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.docker.distribution.manifest.v1+prettyjws, */*;q=0.1";
+
+/// Pages of referrers that are read, of up to 4 MiB each.
+const REFERRER_PAGES: usize = 16;
+
+/// The largest page of tags that is read, in bytes.
+const TAGS_LIMIT: usize = 16 * 1024 * 1024;
+
+/// A manifest as it came from the upstream, not yet checked against any digest.
+#[derive(Debug)]
+pub struct FetchedManifest {
+    /// The body.
+    pub bytes: Bytes,
+    /// What the upstream says its digest is.
+    pub digest: Option<Digest>,
+}
+
+/// A blob's body as it arrives.
+#[derive(Debug)]
+pub struct FetchedBlob {
+    /// Where in the blob the body starts, in bytes: what was asked for, or 0 where the upstream
+    /// ignores ranges.
+    pub offset: u64,
+    /// The size of the whole blob in bytes, where the upstream says it.
+    pub total: Option<u64>,
+    /// The body.
+    pub body: Incoming,
+}
+
+/// A page of tags.
+#[derive(Debug)]
+pub struct FetchedTags {
+    /// The tags, in the upstream's order.
+    pub tags: Vec<String>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+impl Upstream {
+    async fn collect(
+        &self,
+        response: Response<Incoming>,
+        limit: usize,
+        what: &str,
+    ) -> Result<Bytes, UpstreamError> {
+        collect(response, limit, self.timeouts.idle, self.question(what)).await
+    }
+
+    /// Asks for the digest of a manifest by HEAD, which counts against no pull limit. `None` where
+    /// the upstream does not say it.
+    pub async fn manifest_digest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<Option<Digest>, UpstreamError> {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        let what = format!("{name}:{reference}");
+        let response = self
+            .get(Method::HEAD, &path, name, &what, accept_manifests())
+            .await?;
+        Ok(content_digest(&response))
+    }
+
+    /// Asks for a manifest: distribution-spec 1.1, end-3.
+    pub async fn manifest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, UpstreamError> {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        let what = format!("the manifest {reference} of {name}");
+        self.check_budget(&path, name, &what).await?;
+        let response = self
+            .get(Method::GET, &path, name, &what, accept_manifests())
+            .await?;
+        let digest = content_digest(&response);
+        Ok(FetchedManifest {
+            bytes: self.collect(response, MANIFEST_LIMIT, &what).await?,
+            digest,
+        })
+    }
+
+    /// Refuses to ask for a manifest where the upstream allows no more pulls: it would answer 429.
+    /// Whether it allows some again is asked by HEAD, which is free, unless it has said when.
+    async fn check_budget(&self, path: &str, name: &Name, what: &str) -> Result<(), UpstreamError> {
+        if self.record.is_exhausted() && !self.record.is_pausing() {
+            self.get(Method::HEAD, path, name, what, accept_manifests())
+                .await?;
+        }
+        if self.record.is_exhausted() {
+            return Err(self.question(what).limited());
+        }
+        Ok(())
+    }
+
+    /// Asks whether a repository has a blob, and for its size in bytes: distribution-spec 1.1, end-2.
+    pub async fn blob_size(
+        &self,
+        name: &Name,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        let path = format!("/v2/{name}/blobs/{digest}");
+        let what = format!("the blob {digest} of {name}");
+        let response = self
+            .get(Method::HEAD, &path, name, &what, HeaderMap::new())
+            .await?;
+        Ok(content_length(&response))
+    }
+
+    /// Asks for a blob from `offset` on: distribution-spec 1.1, end-2. `None` where nothing is left
+    /// from there on (416).
+    pub async fn blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<FetchedBlob>, UpstreamError> {
+        let path = format!("/v2/{name}/blobs/{digest}");
+        let what = format!("the blob {digest} of {name}");
+        let mut headers = HeaderMap::new();
+        if offset > 0 {
+            // An offset is decimal digits: always a valid header.
+            if let Ok(range) = HeaderValue::try_from(format!("bytes={offset}-")) {
+                headers.insert(RANGE, range);
+            }
+        }
+        let response = match self.get(Method::GET, &path, name, &what, headers).await {
+            Err(UpstreamError::Status {
+                status: StatusCode::RANGE_NOT_SATISFIABLE,
+                ..
+            }) if offset > 0 => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        if response.headers().contains_key(CONTENT_ENCODING) {
+            return Err(self.protocol_error(&what, "a blob with a Content-Encoding"));
+        }
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let (start, total) = content_range(&response)
+                .ok_or_else(|| self.protocol_error(&what, "206 without a Content-Range"))?;
+            if start != offset {
+                return Err(self.protocol_error(&what, "206 for another range"));
+            }
+            return Ok(Some(FetchedBlob {
+                offset,
+                total,
+                body: response.into_body(),
+            }));
+        }
+        let total = content_length(&response);
+        Ok(Some(FetchedBlob {
+            offset: 0,
+            total,
+            body: response.into_body(),
+        }))
+    }
+
+    /// Asks for the descriptors of what refers to a manifest: distribution-spec 1.1, end-12. `None`
+    /// where the upstream does not know the request, as registries before 1.1 do not.
+    pub async fn referrers(
+        &self,
+        name: &Name,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Value>>, UpstreamError> {
+        let what = format!("the referrers of {digest} in {name}");
+        let mut path = format!("/v2/{name}/referrers/{digest}");
+        let mut descriptors = Vec::new();
+        for _ in 0..REFERRER_PAGES {
+            let asked = self.get(Method::GET, &path, name, &what, accept(OCI_INDEX));
+            let response = match asked.await {
+                Ok(response) => response,
+                Err(UpstreamError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let next = next_page(&response);
+            let body = self.collect(response, MANIFEST_LIMIT, &what).await?;
+            let listed = descriptors_of(&body)
+                .ok_or_else(|| self.protocol_error(&what, "not an image index"))?;
+            descriptors.extend(listed);
+            match next {
+                Some(next) => path = next,
+                None => return Ok(Some(descriptors)),
+            }
+        }
+        Err(self.protocol_error(&what, "a list without an end"))
+    }
+
+    /// Asks for a page of tags: distribution-spec 1.1, end-8.
+    pub async fn tags(
+        &self,
+        name: &Name,
+        limit: Option<usize>,
+        last: Option<&str>,
+    ) -> Result<FetchedTags, UpstreamError> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            #[serde(default)]
+            tags: Option<Vec<String>>,
+        }
+        let path = format!("/v2/{name}/tags/list{}", page_query(limit, last));
+        let what = format!("the tags of {name}");
+        let response = self
+            .get(Method::GET, &path, name, &what, accept("application/json"))
+            .await?;
+        let more = response.headers().contains_key(LINK);
+        let body = self.collect(response, TAGS_LIMIT, &what).await?;
+        let page: Page = serde_json::from_slice(&body)
+            .map_err(|e| self.protocol_error(&what, &format!("not a list of tags: {e}")))?;
+        Ok(FetchedTags {
+            tags: page.tags.unwrap_or_default(),
+            more,
+        })
+    }
+}
+
+/// The descriptors in an index; `None` for what is none.
+pub fn descriptors_of(index: &[u8]) -> Option<Vec<Value>> {
+    match serde_json::from_slice::<Value>(index).ok()?["manifests"].take() {
+        Value::Array(descriptors) => Some(descriptors),
+        _ => None,
+    }
+}
+
+/// The path of `Link: </v2/...>; rel="next"`; another host's is not followed.
+fn next_page(response: &Response<Incoming>) -> Option<String> {
+    let link = response.headers().get(LINK)?.to_str().ok()?;
+    let (path, relation) = link.strip_prefix('<')?.split_once('>')?;
+    let next = relation.contains("rel=\"next\"") || relation.contains("rel=next");
+    (next && path.starts_with("/v2/")).then(|| path.to_owned())
+}
+
+/// `?n=..&last=..`, or nothing.
+fn page_query(limit: Option<usize>, last: Option<&str>) -> String {
+    let mut query = url::form_urlencoded::Serializer::new("?".to_owned());
+    if let Some(limit) = limit {
+        query.append_pair("n", &limit.to_string());
+    }
+    if let Some(last) = last {
+        query.append_pair("last", last);
+    }
+    let query = query.finish();
+    if query == "?" { String::new() } else { query }
+}
+
+/// Accepts every form of manifest.
+pub(super) fn accept_manifests() -> HeaderMap {
+    accept(MANIFESTS)
+}
+
+fn accept(types: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(types))])
+}
+
+fn content_digest(response: &Response<Incoming>) -> Option<Digest> {
+    response
+        .headers()
+        .get(CONTENT_DIGEST)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+fn content_length(response: &Response<Incoming>) -> Option<u64> {
+    response
+        .headers()
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// `bytes 5-9/10` -> `(5, Some(10))`; the size may be `*`. Source: RFC 9110, 14.4.
+fn content_range(response: &Response<Incoming>) -> Option<(u64, Option<u64>)> {
+    let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    Some((start.parse().ok()?, total.parse().ok()))
+}

@@ -1,0 +1,112 @@
+//! What refers to an image: passed on from the upstream, and kept for when that can't be asked.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::agent::{Agent, Setup};
+use support::client::Reply;
+use support::image::{Image, Manifest};
+use support::upstream::Upstream;
+
+const SIGNATURE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+fn descriptor(image: &Image, artifact_type: &str) -> Value {
+    json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": image.digest(),
+        "size": image.manifest.blob.len(),
+        "artifactType": artifact_type,
+    })
+}
+
+fn path(image: &Image) -> String {
+    format!("/v2/library/app/referrers/{}", image.digest())
+}
+
+/// The answer, and the digests that it lists.
+fn referrers(agent: &Agent, target: &str) -> (Reply, Vec<String>) {
+    let reply = agent.get(target);
+    assert_eq!(reply.status, 200, "{target}");
+    assert_eq!(reply.header("content-type"), Some(INDEX));
+    let index = reply.json();
+    assert_eq!(index["schemaVersion"], 2);
+    let digest = |listed: &Value| listed["digest"].as_str().expect("a digest").to_owned();
+    let digests = index["manifests"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(digest)
+        .collect();
+    (reply, digests)
+}
+
+#[test]
+fn they_are_the_upstreams_and_those_of_one_type_where_that_is_asked_for() {
+    let [image, signature, bill] = [1, 2, 3].map(Image::small);
+    let hub = Upstream::start();
+    hub.push("library/app", "latest", &image);
+    hub.refer(
+        "library/app",
+        image.digest(),
+        descriptor(&signature, SIGNATURE),
+    );
+    hub.refer(
+        "library/app",
+        image.digest(),
+        descriptor(&bill, "application/spdx+json"),
+    );
+    let agent = Setup::mirror(&hub).start();
+    let (reply, all) = referrers(&agent, &path(&image));
+    assert_eq!(all, [signature.digest(), bill.digest()]);
+    assert_eq!(reply.header("oci-filters-applied"), None);
+    let narrowed = format!("{}?artifactType={SIGNATURE}", path(&image));
+    let (reply, one) = referrers(&agent, &narrowed.replace('+', "%2B"));
+    assert_eq!(one, [signature.digest()]);
+    assert_eq!(reply.header("oci-filters-applied"), Some("artifactType"));
+    // Of something without any, an empty list.
+    assert!(referrers(&agent, &path(&bill)).1.is_empty());
+}
+
+#[test]
+fn with_the_upstream_off_they_are_those_it_last_had_and_say_so() {
+    let [image, signature, other] = [1, 2, 3].map(Image::small);
+    let hub = Upstream::start();
+    hub.push("library/app", "latest", &image);
+    hub.refer(
+        "library/app",
+        image.digest(),
+        descriptor(&signature, SIGNATURE),
+    );
+    let agent = Setup::mirror(&hub).start();
+    referrers(&agent, &path(&image));
+    hub.switch_off();
+    let (reply, digests) = referrers(&agent, &path(&image));
+    assert_eq!(digests, [signature.digest()]);
+    assert!(
+        reply
+            .header("warning")
+            .is_some_and(|it| it.starts_with("110 "))
+    );
+    agent.get(&path(&other)).assert_error(503, "UNAVAILABLE");
+}
+
+#[test]
+fn a_registry_from_before_has_them_under_a_tag() {
+    let [image, signature] = [1, 2].map(Image::small);
+    let hub = Upstream::start();
+    hub.push("library/app", "latest", &image);
+    let agent = Setup::mirror(&hub).start();
+    assert!(referrers(&agent, &path(&image)).1.is_empty());
+    let tag = image.digest().replace(':', "-");
+    hub.push_manifest("library/app", Some(&tag), &Manifest::index(&[&signature]));
+    assert_eq!(referrers(&agent, &path(&image)).1, [signature.digest()]);
+}
+
+#[test]
+fn what_is_no_digest_is_refused() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).start();
+    let reply = agent.get("/v2/library/app/referrers/latest");
+    reply.assert_error(400, "DIGEST_INVALID");
+}
