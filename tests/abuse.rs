@@ -18,9 +18,12 @@ use support::image::{Image, KIB, MIB};
 use support::upstream::{On, Upstream};
 use support::{PATIENCE, eventually};
 
+/// More than the buffers of two sockets hold.
+const LAYER: usize = 20 * MIB;
+
 /// A mirror whose clients may be idle for a short time only, with a large layer in it.
 fn mirror() -> (Upstream, Agent, String) {
-    let (hub, image) = (Upstream::start(), Image::new(1, &[48 * MIB]));
+    let (hub, image) = (Upstream::start(), Image::new(1, &[LAYER]));
     hub.push("library/app", "latest", &image);
     let agent = Setup::mirror(&hub).set("clients.idle", SHORT).start();
     let layer = format!("/v2/library/app/blobs/{}", image.layer().digest);
@@ -111,7 +114,7 @@ fn who_reads_nothing_of_an_answer_is_disconnected_and_others_are_served() {
         agent.metric("registry_agent_connections") > 19.5
     });
     let whole = agent.get(&layer);
-    assert!(whole.complete && whole.body.len() == 48 * MIB);
+    assert!(whole.complete && whole.body.len() == LAYER);
     all_have_left(&agent);
     drop(stuck);
 }
@@ -180,5 +183,5 @@ fn who_waits_for_the_upstream_is_not_disconnected() {
     rest(connect(&agent));
     gate.open();
     let reply = response.finish();
-    assert!(reply.complete && read + reply.body.len() == 48 * MIB);
+    assert!(reply.complete && read + reply.body.len() == LAYER);
 }

@@ -371,7 +371,7 @@ fn distributions_keys_are_honoured() {
 #[test]
 fn a_client_that_reads_nothing_is_disconnected() {
     let (hub, authority) = (Upstream::start(), Authority::new());
-    let image = Image::new(1, &[48 * MIB]);
+    let image = Image::new(1, &[20 * MIB]);
     hub.push("library/app", "latest", &image);
     let agent = with_tls(Setup::mirror(&hub), &authority)
         .set("clients.idle", support::agent::SHORT)
