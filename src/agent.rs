@@ -308,6 +308,8 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
     if let Some(identity) = &shared.identity {
         identity.refresh(after.tls.as_ref());
     }
+    after.log.format = before.log.format;
+    after.log.fields.clone_from(&before.log.fields);
     level.set(after.log.level);
     shared.mirror.reload(&after);
     *shared

@@ -182,6 +182,17 @@ impl Mirror {
             },
             (None, None) => (live.default(), name.clone()),
         };
+        // Docker Hub has no such names: it is another registry's image that is meant, and its place
+        // in the store.
+        if let Some((host, _)) = name.split_first()
+            && upstream.registry().is_docker_hub()
+            && (host.contains('.') || host == "localhost")
+        {
+            return Err(MirrorError::NotMirrored {
+                host: host.to_owned(),
+                mirrored: registries(&live.upstreams),
+            });
+        }
         // Docker Hub's official images are under `library/`; people leave it out, clients add it.
         let name = match name.split_first() {
             None if upstream.registry().is_docker_hub() => {
@@ -200,12 +211,7 @@ impl Mirror {
     /// A blob, from the store or, while it arrives, from its upstream.
     pub async fn blob(&self, source: &Source, digest: &Digest) -> Result<BlobContent, MirrorError> {
         if let Some(blob) = self.0.store.blob(digest).await? {
-            if !self.0.store.has_layer(&source.stored, digest).await? {
-                // It is here because of another repository. Whether this one has it too, so that
-                // nobody reads a private blob by knowing its digest, only the upstream can say.
-                self.ask_for_blob(source, digest).await?;
-                self.0.store.link_layer(&source.stored, digest).await?;
-            }
+            self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
             return Ok(BlobContent::stored(blob));
         }
@@ -213,7 +219,7 @@ impl Mirror {
         loop {
             let fill = self.0.fills.join(self, source, digest);
             let of_another = *fill.repository() != source.stored;
-            if of_another && !self.0.store.has_layer(&source.stored, digest).await? {
+            if of_another && !self.0.store.has_link(&source.stored, digest).await? {
                 self.ask_for_blob(source, digest).await?;
             }
             match BlobContent::filling(fill).await {
@@ -231,14 +237,64 @@ impl Mirror {
         source: &Source,
         digest: &Digest,
     ) -> Result<Option<u64>, MirrorError> {
-        if let Some(blob) = self.0.store.blob(digest).await?
-            && self.0.store.has_layer(&source.stored, digest).await?
-        {
+        if let Some(blob) = self.0.store.blob(digest).await? {
+            self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
             return Ok(Some(blob.size));
         }
         self.0.metrics.blob_misses.inc();
         self.ask_for_blob(source, digest).await
+    }
+
+    /// Sees to it that a blob which is here, perhaps because of another repository, is also this
+    /// one's, so that nobody reads a blob by knowing its digest. Only the upstream can say that: a
+    /// manifest may name any digest. Where it can't be asked, a stored manifest has to do, so that
+    /// images that share a layer can all be had without it.
+    async fn admit(&self, source: &Source, digest: &Digest) -> Result<(), MirrorError> {
+        let store = &self.0.store;
+        if store.has_link(&source.stored, digest).await? {
+            return Ok(());
+        }
+        match self.ask_for_blob(source, digest).await {
+            Ok(_) => Ok(store.link_layer(&source.stored, digest).await?),
+            Err(error @ MirrorError::Unavailable(_)) => {
+                if store.names_layer(&source.stored, digest).await? {
+                    return Ok(());
+                }
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Links, by and by, the blobs of a new manifest that are here already because of other
+    /// repositories: clients that have them never ask for them here, and distribution serves only
+    /// what is linked.
+    async fn link_shared(&self, source: &Source, manifest: &Manifest) {
+        let mut shared = Vec::new();
+        for digest in &manifest.blobs {
+            let here = self
+                .0
+                .store
+                .blob(digest)
+                .await
+                .is_ok_and(|blob| blob.is_some());
+            let linked = self.0.store.has_link(&source.stored, digest);
+            if here && linked.await.is_ok_and(|linked| !linked) {
+                shared.push(digest.clone());
+            }
+        }
+        if shared.is_empty() {
+            return;
+        }
+        let (mirror, source) = (self.clone(), source.clone());
+        tokio::spawn(async move {
+            for digest in shared {
+                if let Err(error) = mirror.admit(&source, &digest).await {
+                    tracing::debug!(repository = %source.stored, %digest, %error, "a shared blob was not linked");
+                }
+            }
+        });
     }
 
     async fn ask_for_blob(

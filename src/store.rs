@@ -196,9 +196,16 @@ impl Store {
     }
 
     /// Whether a repository is known to have a blob.
-    pub async fn has_layer(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+    pub async fn has_link(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let (repository, digest) = (of.clone(), digest.clone());
-        self.run(move |store| store.has_layer(&repository, &digest))
+        self.run(move |store| store.has_link(&repository, &digest))
+            .await
+    }
+
+    /// Whether a manifest of a repository names a blob.
+    pub async fn names_layer(&self, of: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let (repository, digest) = (of.clone(), digest.clone());
+        self.run(move |store| store.names_layer(&repository, &digest))
             .await
     }
 

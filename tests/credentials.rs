@@ -205,3 +205,42 @@ fn an_upstream_by_tls_is_trusted_by_its_authority_only() {
         "nothing is said to somebody whom nobody vouches for"
     );
 }
+
+#[test]
+fn a_token_server_that_is_nowhere_is_forgotten_when_the_upstream_names_another() {
+    let image = Image::small(1);
+    let hub = hub_with(&image, Upstream::options());
+    let realm = hub.realm();
+    let agent = Setup::mirror(&hub).start();
+    let target = "/v2/library/app/manifests/latest";
+    // Nobody listens there.
+    hub.move_realm("http://127.0.0.1:1/token");
+    agent.get(target).assert_error(503, "UNAVAILABLE");
+    hub.move_realm(&realm);
+    assert_eq!(agent.get(target).status, 200);
+    // Also one that gave tokens until it moved.
+    hub.revoke_tokens();
+    hub.fault(ALWAYS, On::any("/token"), Fault::Status(500));
+    agent
+        .get("/v2/library/other/tags/list")
+        .assert_error(503, "UNAVAILABLE");
+    hub.heal();
+    agent.pull("library/app", "latest", &image);
+}
+
+#[test]
+fn all_who_wait_for_a_token_share_its_failure() {
+    let image = Image::new(1, &[10; 6]);
+    let hub = hub_with(&image, Upstream::options());
+    let agent = Setup::mirror(&hub).set("timeouts.headers", "2s").start();
+    hub.fault(ALWAYS, On::any("/token"), Fault::HangHeaders);
+    std::thread::scope(|scope| {
+        for layer in &image.layers {
+            let target = format!("/v2/library/app/blobs/{}", layer.digest);
+            let agent = &agent;
+            scope.spawn(move || agent.get(&target).assert_error(503, "UNAVAILABLE"));
+        }
+    });
+    // Each of them asking by itself would wait for all those before it.
+    assert_eq!(hub.count("GET", "/token"), 1);
+}

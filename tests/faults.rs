@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use support::agent::{Agent, SHORT, Setup};
-use support::client::Reply;
+use support::client::{Client, Reply};
 use support::image::{Blob, KIB, MIB};
 use support::upstream::{ALWAYS, Exchange, Fault, On, Upstream};
 use support::{PATIENCE, eventually};
@@ -252,4 +255,27 @@ fn an_agent_that_was_killed_in_mid_download_serves_nothing_partial() {
         "what had come is not sent again"
     );
     agent.wait_until_stored([&blob]);
+}
+
+#[test]
+fn a_wrong_blob_without_a_length_is_no_answer_to_a_client_that_could_not_tell() {
+    let (hub, agent, blob) = with_blob(3 * MIB);
+    hub.fault(ALWAYS, On::get(&blob.digest), Fault::Chunked);
+    hub.fault(ALWAYS, On::get(&blob.digest), Fault::WrongByte(2 * MIB));
+    let Client::Tcp(address) = agent.registry() else {
+        unreachable!("the registry is not on a Unix socket")
+    };
+    // Before HTTP/1.1 the end of the connection is the end of the body.
+    let ask = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {} HTTP/1.0\r\n\r\n", target(&blob)).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask().starts_with(b"HTTP/1.0 503 "));
+    hub.heal();
+    hub.fault(ALWAYS, On::get(&blob.digest), Fault::Chunked);
+    let answer = ask();
+    assert!(answer.starts_with(b"HTTP/1.0 200 ") && answer.ends_with(&blob.bytes));
 }

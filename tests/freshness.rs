@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::fs::File;
+use std::io::Write;
+
 use support::agent::{Agent, SHORT, Setup};
 use support::image::{Blob, Image, KIB, MIB};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
@@ -309,4 +312,26 @@ fn with_the_upstream_off_a_cached_manifest_says_whose_a_blob_is() {
         "{}",
         without.status
     );
+}
+
+#[test]
+fn a_tag_link_that_is_none_is_asked_for_again() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub).start();
+    agent.pull("library/app", "latest", &image);
+    agent.kill();
+    let link = agent.stored("repositories/library/app/_manifests/tags/latest/current/link");
+    for rotten in [&b"garbage\xff"[..], b"", b"sha256:1"] {
+        let mut file = File::options()
+            .write(true)
+            .truncate(true)
+            .open(&link)
+            .unwrap();
+        file.write_all(rotten).unwrap();
+        agent.start_again();
+        agent.wait_until_ready();
+        agent.get(TAG).assert_is(&image.manifest.blob.bytes);
+        agent.kill();
+    }
 }

@@ -101,3 +101,24 @@ fn when_nobody_can_be_asked_who_may_see_it_nothing_new_is_given() {
     hub.heal();
     agent.get(&target).assert_error(404, "MANIFEST_UNKNOWN");
 }
+
+#[test]
+fn a_manifest_that_names_a_blob_does_not_give_it_to_its_repository() {
+    let image = Image::small(1);
+    let hub = Upstream::start();
+    hub.push("team/app", "latest", &image);
+    // The manifest alone: the upstream has no such blobs there.
+    hub.push_manifest("other/app", Some("latest"), &image.manifest);
+    let agent = Setup::mirror(&hub).start();
+    agent.pull("team/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    assert_eq!(agent.get("/v2/other/app/manifests/latest").status, 200);
+    let target = format!("/v2/other/app/blobs/{}", image.layer().digest);
+    for method in ["GET", "HEAD"] {
+        assert_eq!(
+            agent.request(method, &target).send().status,
+            404,
+            "{method}"
+        );
+    }
+}

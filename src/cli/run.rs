@@ -33,7 +33,7 @@ pub(super) fn run(sources: Sources) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "can't start");
-            fail(&error, 1)
+            ExitCode::FAILURE
         }
     }
 }

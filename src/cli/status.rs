@@ -1,6 +1,6 @@
 //! `registry-agent status`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{fail, print};
-use crate::config::{self, AdminAddress, Sources};
+use crate::config::{self, AdminAddress, Loaded, Sources};
 use crate::status::Status;
 
 /// Where the unit's admin socket is, which someone at a shell has no `$RUNTIME_DIRECTORY` for.
@@ -23,14 +23,19 @@ const LIMIT: usize = 1024 * 1024;
 /// Asks the running agent. Exit code 0: ready; 3: running, not ready; 1: not to be reached; 2: the
 /// configuration.
 pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
+    let unit = Path::new(UNIT_SOCKET);
     let unnamed = sources.config.is_none() && sources.distribution.is_none();
     let admin = match config::load(sources) {
-        Ok(loaded) => loaded.settings.admin,
+        // What runs as a unit has its socket where the unit says.
+        Ok(Loaded { settings, .. }) => match settings.admin {
+            AdminAddress::Unix(path) if unnamed && !path.exists() && unit.exists() => {
+                AdminAddress::Unix(unit.to_owned())
+            }
+            admin => admin,
+        },
         // The running agent has read its configuration; whoever asks may not be allowed to (a
         // password file), or it has been broken since.
-        Err(_) if unnamed && Path::new(UNIT_SOCKET).exists() => {
-            AdminAddress::Unix(UNIT_SOCKET.into())
-        }
+        Err(_) if unnamed && unit.exists() => AdminAddress::Unix(unit.to_owned()),
         Err(errors) => return fail(&errors, 2),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -79,17 +84,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 async fn ask(admin: &AdminAddress) -> Result<Bytes, Error> {
     match admin {
         AdminAddress::Tcp(address) => get(TcpStream::connect(address).await?).await,
-        AdminAddress::Unix(path) => get(UnixStream::connect(socket(path)).await?).await,
-    }
-}
-
-/// The configured socket, or the unit's where only that is there.
-fn socket(configured: &Path) -> PathBuf {
-    let unit = Path::new(UNIT_SOCKET);
-    if !configured.exists() && unit.exists() {
-        unit.to_owned()
-    } else {
-        configured.to_owned()
+        AdminAddress::Unix(path) => get(UnixStream::connect(path).await?).await,
     }
 }
 

@@ -47,6 +47,18 @@ impl BlobContent {
         })
     }
 
+    /// Waits until all of it is here and has been verified; then its size is known.
+    pub async fn whole(&mut self) -> Result<(), MirrorError> {
+        if let From::Fill(fill) = &mut self.from {
+            let progress = fill.wait(|_| false).await?;
+            if let Some(Err(error)) = progress.outcome {
+                return Err(error);
+            }
+            self.size = progress.total;
+        }
+        Ok(())
+    }
+
     /// Waits until the byte at `start` can be read, so that a download that fails before is an
     /// error and not an answer that breaks off.
     pub async fn ready(&mut self, start: u64) -> Result<(), MirrorError> {

@@ -146,7 +146,7 @@ impl Mirror {
         };
         self.0.metrics.stale_served.inc();
         self.0.metrics.manifest_hits.inc();
-        tracing::warn!(repository = %source.stored, %tag, reason = stale, "served stale");
+        tracing::debug!(repository = %source.stored, %tag, reason = stale, "served stale");
         Ok(Served {
             manifest: cached.manifest,
             age: Some(cached.age.unwrap_or_default()),
@@ -274,6 +274,8 @@ impl Mirror {
             .await
         {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept");
+        } else {
+            self.link_shared(source, &manifest).await;
         }
         Ok(manifest)
     }

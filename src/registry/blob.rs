@@ -7,12 +7,12 @@ use http::header::{
     IF_RANGE, RANGE,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
 use super::sendfile::Outbox;
-use super::{Body, Refusal};
+use super::{Body, Refusal, error_answer};
 use crate::mirror::{Mirror, Source};
-use crate::oci::Digest;
+use crate::oci::{Digest, ErrorCode};
 use crate::upstream::CONTENT_DIGEST;
 
 pub(super) async fn answer(
@@ -22,20 +22,26 @@ pub(super) async fn answer(
     digest: &Digest,
 ) -> Result<Response<Body>, Refusal> {
     let mut response = Response::new(Body::empty());
-    if request.method == Method::HEAD {
+    let known = matches_etag(&request.headers, digest);
+    if request.method == Method::HEAD || known {
         let size = mirror.blob_size(source, digest).await?;
         describe(response.headers_mut(), digest);
+        if known {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            return Ok(response);
+        }
         if let Some(size) = size {
             response.headers_mut().insert(CONTENT_LENGTH, size.into());
         }
         return Ok(response);
     }
     let mut content = mirror.blob(source, digest).await?;
-    describe(response.headers_mut(), digest);
-    if matches_etag(&request.headers, digest) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return Ok(response);
+    if content.size.is_none() && request.version < Version::HTTP_11 {
+        // Before HTTP/1.1 a body without a length ends with its connection, whole or not: only one
+        // that is known to be right can be sent.
+        content.whole().await?;
     }
+    describe(response.headers_mut(), digest);
     let outbox = request.extensions.get::<Outbox>().cloned();
     let headers = response.headers_mut();
     match wanted(&request.headers, digest, content.size) {
@@ -59,9 +65,17 @@ pub(super) async fn answer(
             *response.body_mut() = Body::parts(content.parts(start, Some(end)), outbox);
         }
         Wanted::Nothing { size } => {
-            insert(headers, CONTENT_RANGE, format!("bytes */{size}"));
-            headers.insert(CONTENT_LENGTH, 0.into());
-            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            let refusal = Refusal {
+                code: ErrorCode::Unsupported,
+                status: StatusCode::RANGE_NOT_SATISFIABLE,
+                message: format!("the blob has {size} bytes, and none in that range"),
+            };
+            response = error_answer(&refusal);
+            insert(
+                response.headers_mut(),
+                CONTENT_RANGE,
+                format!("bytes */{size}"),
+            );
         }
     }
     Ok(response)

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
 use nix::sys::sendfile::sendfile64;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -55,8 +56,19 @@ impl Outbox {
             .unwrap_or(usize::MAX)
             .min(limit);
         let mut offset = i64::try_from(part.offset).map_err(io::Error::other)?;
-        let sent = sendfile64(socket, &*part.file, Some(&mut offset), limit)?;
-        part.take(sent)?;
+        let sent = match sendfile64(socket, &*part.file, Some(&mut offset), limit) {
+            // The client's side: full for now, or gone.
+            Err(errno @ (Errno::EAGAIN | Errno::EINTR | Errno::EPIPE | Errno::ECONNRESET)) => {
+                return Err(errno.into());
+            }
+            Err(errno) => {
+                tracing::error!(error = %errno, "a file of the store could not be sent");
+                return Err(errno.into());
+            }
+            Ok(sent) => sent,
+        };
+        part.take(sent)
+            .inspect_err(|error| tracing::error!(%error, "an answer broke off"))?;
         if part.length == 0 {
             parts.pop_front();
         }
@@ -159,7 +171,11 @@ impl AsyncWrite for SendfileStream {
             });
             match sent {
                 // The socket's buffer is full: wait until it is not.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
                 sent => return Poll::Ready(sent),
             }
         }

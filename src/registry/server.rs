@@ -182,6 +182,8 @@ async fn connection<F>(
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(HEAD_LIMIT as usize)
+        // A client that has said all it will may still listen.
+        .half_close(true)
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(idle)

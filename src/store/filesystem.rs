@@ -77,19 +77,19 @@ impl Filesystem {
         }))
     }
 
-    /// Whether a repository is known to have a blob: by its link, or because one of its manifests
-    /// that are stored refers to it.
-    ///
-    /// The manifests matter when the blob was downloaded for another repository: clients that
-    /// share a base layer never ask for it again, so no link was ever made here.
-    pub fn has_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+    /// Whether a repository is known to have a blob.
+    pub fn has_link(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let link = self.root.join(layout::layer_link(repository, digest));
-        if link
-            .try_exists()
-            .map_err(|e| StoreError::new("read", &link, e))?
-        {
-            return Ok(true);
-        }
+        link.try_exists()
+            .map_err(|e| StoreError::new("read", &link, e))
+    }
+
+    /// Whether a manifest of a repository names a blob. Reads all of its manifests.
+    pub fn names_layer(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, StoreError> {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let folder = layout::revisions(repository, algorithm.as_str());
             for hex in self.list(&folder)? {
@@ -98,7 +98,6 @@ impl Filesystem {
                 };
                 let manifest = self.manifest(repository, &revision)?;
                 if manifest.is_some_and(|manifest| manifest.blobs.contains(digest)) {
-                    self.link_layer(repository, digest)?;
                     return Ok(true);
                 }
             }
@@ -147,16 +146,23 @@ impl Filesystem {
         let Some(mut file) = open_if_there(&path)? else {
             return Ok(None);
         };
-        let mut text = String::new();
-        let read = (&mut file).take(256).read_to_string(&mut text);
-        let confirmed = file.metadata().and_then(|metadata| metadata.modified());
+        let metadata = file
+            .metadata()
+            .map_err(|e| StoreError::new("read", &path, e))?;
+        // What is no link is as good as absent: the tag is asked for again, and the link replaced.
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let mut text = Vec::new();
+        let read = (&mut file).take(256).read_to_end(&mut text);
         read.map_err(|e| StoreError::new("read", &path, e))?;
+        let digest = str::from_utf8(&text).ok();
+        let Some(digest) = digest.and_then(|text| text.trim().parse().ok()) else {
+            return Ok(None);
+        };
+        let confirmed = metadata.modified();
         Ok(Some(TagLink {
-            // A link that can't be read is no link: the tag is asked for again.
-            digest: match text.trim().parse() {
-                Ok(digest) => digest,
-                Err(_) => return Ok(None),
-            },
+            digest,
             confirmed: confirmed.map_err(|e| StoreError::new("read", &path, e))?,
         }))
     }
@@ -351,7 +357,7 @@ impl Filesystem {
         let folder = self.root.join(layout::TEMPORARY);
         let error = |e| StoreError::new("write", &target, e);
         let mut file = tempfile::Builder::new()
-            // distribution must be able to read what is written here, under its own user.
+            // As any other file: who may enter the root is decided at the root.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
             .tempfile_in(&folder)
             .map_err(error)?;
@@ -409,7 +415,11 @@ pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|e| StoreError::new("list", folder, e))?;
-        // A name that is not UTF-8 is not of this layout.
+        // Symbolic links are not of this layout: followed, they could lead in a circle.
+        if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            continue;
+        }
+        // Nor is a name that is not UTF-8.
         if let Ok(name) = entry.file_name().into_string() {
             names.push(name);
         }

@@ -1,6 +1,6 @@
 //! Requests to one URL of an upstream: its token flow, its redirects, its deadlines.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -19,7 +19,7 @@ use url::Url;
 use super::challenge::Challenge;
 use super::error::{Question, UpstreamError};
 use super::record::Record;
-use super::token::{Token, TokenKey, Tokens, may_receive_credentials, usable};
+use super::token::{Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
 
@@ -120,8 +120,12 @@ impl Endpoint {
         }
     }
 
+    fn bearer(&self) -> MutexGuard<'_, Option<Bearer>> {
+        self.bearer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
-    /// answered once with a new token; the second is the caller's.
+    /// answered with another token, and one to a token that is new is the caller's.
     async fn send(
         &self,
         method: &Method,
@@ -133,20 +137,24 @@ impl Endpoint {
         let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
         let url = Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))?;
         let scope = format!("repository:{name}:pull");
-        let known = self
-            .bearer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let known = known.map(|Bearer { realm, service }| TokenKey {
+        let known = self.bearer().clone();
+        let key = |Bearer { realm, service }| TokenKey {
             realm,
             service,
             scope: scope.clone(),
-        });
-        let sent = match &known {
-            Some(key) => Some(self.token(key, None, what).await?),
-            None => None,
         };
+        let mut sent = None;
+        let mut refused_by = None;
+        if let Some(key) = known.map(key) {
+            match self.token(&key, None, what).await {
+                Ok((token, _)) => sent = Some(token),
+                // The token server may be elsewhere by now: only the endpoint knows.
+                Err(error) => {
+                    *self.bearer() = None;
+                    refused_by = Some((key.realm, error));
+                }
+            }
+        }
         let response = self
             .follow(method, url.clone(), headers, sent.as_ref(), what)
             .await?;
@@ -161,50 +169,92 @@ impl Endpoint {
         else {
             return Ok(response);
         };
-        let authorization = match challenge {
-            Challenge::Basic => match &self.credentials {
-                Some(credentials) => basic(credentials),
-                None => return Ok(response),
-            },
-            Challenge::Bearer {
-                realm,
-                service,
-                scope: wanted,
-            } => {
-                let realm = Url::parse(&realm).map_err(|e| {
-                    self.question(what)
-                        .protocol(format!("a token realm {realm:?}: {e}"))
-                })?;
-                let bearer = Bearer {
-                    realm: realm.clone(),
-                    service: service.clone(),
-                };
-                *self.bearer.lock().unwrap_or_else(PoisonError::into_inner) = Some(bearer);
-                let key = TokenKey {
+        let (realm, service, wanted) = match (challenge, &self.credentials) {
+            (Challenge::Basic, None) => return Ok(response),
+            (Challenge::Basic, Some(credentials)) => {
+                let authorization = basic(credentials);
+                return self
+                    .follow(method, url, headers, Some(&authorization), what)
+                    .await;
+            }
+            (
+                Challenge::Bearer {
                     realm,
                     service,
-                    scope: wanted.unwrap_or(scope),
-                };
-                // A token was sent and refused: a new one, not the same once more.
-                self.token(&key, sent.as_ref(), what).await?
-            }
+                    scope,
+                },
+                _,
+            ) => (realm, service, scope),
         };
-        self.follow(method, url, headers, Some(&authorization), what)
-            .await
+        let realm = Url::parse(&realm).map_err(|e| {
+            let reason = format!("a token realm {realm:?}: {e}");
+            self.question(what).protocol(reason)
+        })?;
+        if let Some((same, error)) = refused_by
+            && same == realm
+        {
+            return Err(error);
+        }
+        let bearer = Bearer {
+            realm: realm.clone(),
+            service: service.clone(),
+        };
+        let key = TokenKey {
+            realm,
+            service,
+            scope: wanted.unwrap_or(scope),
+        };
+        loop {
+            // A token was sent and refused: another, not the same once more.
+            let (token, is_new) = self.token(&key, sent.as_ref(), what).await?;
+            // Remembered only now: a realm that gives no token must not stand in the way of the
+            // next challenge.
+            *self.bearer() = Some(bearer.clone());
+            let response = self
+                .follow(method, url.clone(), headers, Some(&token), what)
+                .await?;
+            if is_new || response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(response);
+            }
+            sent = Some(token);
+        }
     }
 
-    /// A token, from memory or from the token server. However many ask, one request is made.
+    /// A token other than the one that was `refused`, from memory or from the token server, and
+    /// whether it is new. However many ask, one request is made, and whoever waited for it shares
+    /// how it ended.
     async fn token(
         &self,
         key: &TokenKey,
         refused: Option<&HeaderValue>,
         what: &str,
-    ) -> Result<HeaderValue, UpstreamError> {
+    ) -> Result<(HeaderValue, bool), UpstreamError> {
+        let came = Instant::now();
         let slot = self.tokens.slot(key);
         let mut slot = slot.lock().await;
-        if let Some(header) = usable(slot.as_ref()).filter(|header| Some(header) != refused) {
-            return Ok(header);
+        if let Some(header) = slot.usable().filter(|header| Some(header) != refused) {
+            return Ok((header, false));
         }
+        if let Some((at, error)) = &slot.failed
+            && *at >= came
+        {
+            return Err(error.clone());
+        }
+        match self.new_token(key, what).await {
+            Ok(token) => {
+                let header = token.header.clone();
+                slot.token = Some(token);
+                Ok((header, true))
+            }
+            Err(error) => {
+                slot.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Asks the token server.
+    async fn new_token(&self, key: &TokenKey, what: &str) -> Result<Token, UpstreamError> {
         let authorization = match &self.credentials {
             Some(credentials) if may_receive_credentials(&key.realm, &self.url) => {
                 Some(basic(credentials))
@@ -245,13 +295,10 @@ impl Endpoint {
         }
         let question = self.question(what);
         let body = collect(response, TOKEN_LIMIT, self.timeouts.idle, question).await?;
-        let token = Token::parse(&body, asked).map_err(|reason| {
-            self.question(what)
-                .protocol(format!("its token server sent {reason}"))
-        })?;
-        let header = token.header.clone();
-        *slot = Some(token);
-        Ok(header)
+        Token::parse(&body, asked).map_err(|reason| {
+            let reason = format!("its token server sent {reason}");
+            self.question(what).protocol(reason)
+        })
     }
 
     /// Sends a request and follows its redirects. `authorization` goes to the first host only: a
@@ -320,6 +367,13 @@ impl Endpoint {
         let began = Instant::now();
         let deadline = self.timeouts.headers;
         let api = own && request.uri().path().starts_with(&self.api);
+        // Not the registry itself: its token server, or where it redirects to.
+        let elsewhere = request
+            .uri()
+            .host()
+            .filter(|host| Some(*host) != self.url.host_str());
+        let elsewhere = elsewhere.map(|host| format!("{what}, at {host}"));
+        let what = elsewhere.as_deref().unwrap_or(what);
         let http = self
             .http
             .get_or_init(|| http_client(&self.url, self.timeouts));

@@ -40,6 +40,8 @@ pub struct LastContact {
 #[derive(Default)]
 struct State {
     contact: LastContact,
+    /// Whether the last request got no answer.
+    failing: bool,
     suspect_until: Option<Instant>,
     /// Whether the last that it said of its pulls is that none is left.
     exhausted: bool,
@@ -76,6 +78,9 @@ impl Record {
     pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap, api: bool) {
         self.count(status.as_str());
         let mut state = self.state();
+        if std::mem::take(&mut state.failing) && self.metrics.is_some() {
+            tracing::info!(registry = self.registry, "an upstream answers again");
+        }
         state.contact.answered = Some(SystemTime::now());
         state.suspect_until = None;
         if let Some(budget) = budget(headers) {
@@ -102,7 +107,12 @@ impl Record {
     /// Notes that no answer came.
     pub(super) fn failed(&self, error: &UpstreamError) {
         self.count("error");
-        self.state().contact.failed = Some((SystemTime::now(), error.to_string()));
+        let mut state = self.state();
+        // Said once, not for each of the thousands of requests that an outage lasts.
+        if !std::mem::replace(&mut state.failing, true) && self.metrics.is_some() {
+            tracing::warn!(registry = self.registry, %error, "an upstream does not answer");
+        }
+        state.contact.failed = Some((SystemTime::now(), error.to_string()));
     }
 
     fn count(&self, outcome: &str) {

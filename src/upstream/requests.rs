@@ -250,7 +250,7 @@ fn next_page(response: &Response<Incoming>) -> Option<String> {
 
 /// `?n=..&last=..`, or nothing.
 fn page_query(limit: Option<usize>, last: Option<&str>) -> String {
-    let mut query = url::form_urlencoded::Serializer::new("?".to_owned());
+    let mut query = url::form_urlencoded::Serializer::for_suffix("?".to_owned(), 1);
     if let Some(limit) = limit {
         query.append_pair("n", &limit.to_string());
     }
@@ -296,4 +296,21 @@ fn content_range(response: &Response<Incoming>) -> Option<(u64, Option<u64>)> {
     let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
     let (start, _) = range.split_once('-')?;
     Some((start.parse().ok()?, total.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_asked_for_by_a_query() {
+        for (limit, last, query) in [
+            (None, None, ""),
+            (Some(2), None, "?n=2"),
+            (None, Some("a"), "?last=a"),
+            (Some(2), Some("a&b"), "?n=2&last=a%26b"),
+        ] {
+            assert_eq!(page_query(limit, last), query);
+        }
+    }
 }

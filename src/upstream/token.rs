@@ -8,6 +8,8 @@ use http::HeaderValue;
 use serde::Deserialize;
 use url::Url;
 
+use super::UpstreamError;
+
 /// How long a token is good for when its issuer does not say.
 /// Source: distribution, "Token Authentication Specification".
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
@@ -87,7 +89,22 @@ impl Token {
 }
 
 /// A token's place: whoever holds its lock may ask for the token, all others wait for that.
-pub(super) type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+pub(super) type Slot = Arc<tokio::sync::Mutex<Place>>;
+
+/// A token, and how it was last not to be had.
+#[derive(Default)]
+pub(super) struct Place {
+    pub(super) token: Option<Token>,
+    pub(super) failed: Option<(Instant, UpstreamError)>,
+}
+
+impl Place {
+    /// The token, while it can be used.
+    pub(super) fn usable(&self) -> Option<HeaderValue> {
+        let token = self.token.as_ref().filter(|token| token.is_usable());
+        token.map(|token| token.header.clone())
+    }
+}
 
 /// The tokens of one upstream.
 #[derive(Default)]
@@ -101,18 +118,16 @@ impl Tokens {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= KEPT && !slots.contains_key(key) {
             slots.retain(|_, slot| match slot.try_lock() {
-                Ok(token) => token.as_ref().is_some_and(Token::is_usable),
+                Ok(place) => place.usable().is_some(),
                 Err(_) => true,
             });
+            // All of them good: what is forgotten is only asked for again.
+            if slots.len() >= KEPT {
+                slots.clear();
+            }
         }
         Arc::clone(slots.entry(key.clone()).or_default())
     }
-}
-
-/// The token in a slot, while it can be used.
-pub(super) fn usable(slot: Option<&Token>) -> Option<HeaderValue> {
-    slot.filter(|token| token.is_usable())
-        .map(|token| token.header.clone())
 }
 
 /// Whether credentials for `upstream` may be sent to `realm`: only to its own registrable domain,
@@ -203,13 +218,21 @@ mod tests {
     fn a_token_is_used_for_most_of_its_life_and_not_after() {
         let asked = Instant::now();
         let body = br#"{"token":"t","expires_in":300}"#;
-        let token = Token::parse(body, asked).ok();
-        assert!(usable(token.as_ref()).is_some());
+        let usable = |asked| {
+            let token = Token::parse(body, asked).ok();
+            Place {
+                token,
+                failed: None,
+            }
+            .usable()
+            .is_some()
+        };
+        assert!(usable(asked));
         // Issued so long ago that it has ended.
         let Some(long_ago) = asked.checked_sub(Duration::from_mins(5)) else {
             return;
         };
-        assert!(usable(Token::parse(body, long_ago).ok().as_ref()).is_none());
+        assert!(!usable(long_ago));
         // The most a server can say does not overflow the clock.
         assert!(Token::parse(br#"{"token":"t","expires_in":18446744073709551615}"#, asked).is_ok());
     }

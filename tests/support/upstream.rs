@@ -243,6 +243,11 @@ impl Upstream {
         self.content().realm.clone()
     }
 
+    /// Sends clients elsewhere for tokens from now on.
+    pub fn move_realm(&self, realm: &str) {
+        realm.clone_into(&mut self.content().realm);
+    }
+
     /// Refuses connections, and closes those that are open.
     pub fn switch_off(&self) {
         self.registry.lock().expect("listener").stop();

@@ -16,13 +16,16 @@
 pub mod agent;
 pub mod authority;
 pub mod command;
+pub mod distribution;
 pub mod docker;
+pub mod engines;
 pub mod host;
 pub mod hub;
 pub mod image;
 pub mod network;
 pub mod poll;
 pub mod scratch;
+pub mod tap;
 
 pub use agent::Agent;
 pub use docker::Docker;

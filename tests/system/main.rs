@@ -3,6 +3,10 @@
 
 mod control;
 mod harness;
+mod interruptions;
+mod layout;
 mod outage;
+mod private;
 mod pull;
+mod registries;
 mod service;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use crate::harness::agent::{LOCAL, MIRROR};
+use crate::harness::agent::{LOCAL, MIRROR, host_with_mirror};
 use crate::harness::hub::Request;
 use crate::harness::{Agent, Docker, Host, Hub, Image, Network, poll};
 
@@ -105,4 +105,26 @@ fn a_hub_that_limits_or_fails_does_not_stop_a_cached_image() {
     hub.calm();
     assert_pulls(&host, &image);
     hub.assert_only_agents_asked();
+}
+
+#[test]
+fn an_image_whose_layer_docker_had_from_another_is_served_with_the_hub_off() {
+    let network = Network::new();
+    let mut hub = Hub::start(&network);
+    // Both begin with the same layer, as images of one base do.
+    let (first, second) = (Image::new("first"), Image::new("second"));
+    hub.publish("library/first", "1", &first);
+    hub.publish("library/second", "1", &second);
+    let host = host_with_mirror(&network, &[&hub], MIRROR);
+    let docker = Docker::on(&host);
+    docker.pull("first:1");
+    // dockerd does not ask for the layer that it has.
+    docker.pull("second:1");
+    Agent::on(&host).assert_stores(second.contents());
+
+    hub.switch_off();
+    docker.remove("first:1");
+    docker.remove("second:1");
+    docker.pull("second:1");
+    assert_eq!(docker.output_of("second:1"), second.output);
 }

@@ -1,9 +1,14 @@
 //! The agent on a host, as its package installs it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use super::docker::Docker;
 use super::host::Host;
+use super::hub::Hub;
+use super::image::Content;
+use super::network::Network;
 use super::poll;
 
 /// The binary, unit and user of this working copy on a host.
@@ -23,10 +28,31 @@ upstreams:
 freshness: { window: 1s, deadline: 1s }
 ";
 
+/// Where it keeps images.
+pub const ROOT: &str = "/var/lib/registry-agent";
+
+/// [`MIRROR`], of a second registry too.
+pub fn mirror_of_two() -> String {
+    MIRROR.replace("freshness", "- registry: ghcr.io\nfreshness")
+}
+
 /// The mirror's address for the host that it runs on.
 pub const LOCAL: &str = "http://127.0.0.1:5000";
 
 const READY: Duration = Duration::from_secs(30);
+
+/// A host whose dockerd pulls through the agent beside it; both are up.
+pub fn host_with_mirror(network: &Network, registries: &[&Hub], config: &str) -> Host {
+    let mut host = Host::new(network, "one", 11);
+    for registry in registries {
+        registry.introduce_to(&host);
+    }
+    Agent::install(&host, config);
+    Docker::on(&host).use_mirror(LOCAL);
+    host.boot();
+    Agent::on(&host).wait_until_ready();
+    host
+}
 
 impl<'a> Agent<'a> {
     /// Installs it with `config`, to start at the next boot.
@@ -107,12 +133,103 @@ impl<'a> Agent<'a> {
         ])
     }
 
+    /// One of its metrics, without labels.
+    #[track_caller]
+    pub fn counter(&self, name: &str) -> u64 {
+        let metrics = self.host.run(&[
+            "curl",
+            "-sS",
+            "--fail",
+            "--unix-socket",
+            "/run/registry-agent/admin.sock",
+            "http://localhost/metrics",
+        ]);
+        let mut values = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        values
+            .next()
+            .unwrap_or_else(|| panic!("no counter {name} in\n{metrics}"))
+    }
+
+    /// Waits until it downloads nothing: a client has its last byte before the store has.
+    #[track_caller]
+    pub fn wait_until_idle(&self) {
+        poll::until(
+            "the agent has stored what it downloads",
+            READY,
+            || match self.counter("registry_agent_fills") {
+                0 => Ok(()),
+                fills => Err(fills),
+            },
+        );
+    }
+
+    /// Waits until it has so many bytes of a blob that it is downloading.
+    #[track_caller]
+    pub fn wait_until_it_has_of(&self, digest: &str, bytes: usize) {
+        let fill = format!("{ROOT}/registry-agent/fills/{}", digest.replace(':', "/"));
+        poll::until("the agent has what it was sent", READY, || {
+            let size = self.host.try_run(&["stat", "--format=%s", &fill]);
+            let enough = size
+                .stdout
+                .trim()
+                .parse()
+                .is_ok_and(|size: usize| size >= bytes);
+            if enough { Ok(()) } else { Err(size) }
+        });
+    }
+
+    /// All of its files and folders with the files' sizes, and the disk use of each folder in
+    /// KiB, as `du` says it.
+    #[track_caller]
+    pub fn disk_use(&self) -> String {
+        let sizes = ["find", ROOT, "-type", "f", "-printf", "%P %s bytes\n"];
+        let mut lines: Vec<String> = self.host.run(&sizes).lines().map(str::to_owned).collect();
+        lines.extend(self.host.run(&["du", ROOT]).lines().map(str::to_owned));
+        lines.sort();
+        lines.join("\n")
+    }
+
+    /// The digests of all blobs and manifests in its store. Panics if one is other bytes than its
+    /// name says.
+    #[track_caller]
+    pub fn stored(&self) -> BTreeSet<String> {
+        const DATA: [&str; 3] = ["-name", "data", "-type"];
+        const SUM: [&str; 5] = ["f", "-exec", "sha256sum", "{}", "+"];
+        let blobs = format!("{ROOT}/docker/registry/v2/blobs/sha256");
+        self.host.run(&["mkdir", "--parents", &blobs]);
+        let sums = self
+            .host
+            .run(&[&["find", &blobs], &DATA[..], &SUM].concat());
+        let digests = sums.lines().map(|line| {
+            let (sum, path) = line.split_once("  ").expect("a checksum and a path");
+            let named = path.rsplit('/').nth(1).expect("a blob's folder");
+            assert_eq!(sum, named, "the store has wrong bytes");
+            format!("sha256:{sum}")
+        });
+        digests.collect()
+    }
+
+    /// Panics unless the store of a running agent has these, and no wrong bytes.
+    #[track_caller]
+    pub fn assert_stores<'b>(&self, contents: impl IntoIterator<Item = &'b Content>) {
+        self.wait_until_idle();
+        let stored = self.stored();
+        for content in contents {
+            assert!(
+                stored.contains(&content.digest),
+                "{} ({}) is not among {stored:#?}",
+                content.digest,
+                content.media_type
+            );
+        }
+    }
+
     /// Bytes of its cache on disk.
     #[track_caller]
     pub fn cached_bytes(&self) -> u64 {
-        let usage = self
-            .host
-            .run(&["du", "--summarize", "--bytes", "/var/lib/registry-agent"]);
+        let usage = self.host.run(&["du", "--summarize", "--bytes", ROOT]);
         let bytes = usage
             .split('\t')
             .next()

@@ -16,7 +16,8 @@ impl<'a> Docker<'a> {
 
     /// Tells the daemon its mirrors. Before the boot: it reads them when it starts.
     pub fn use_mirror(&self, url: &str) {
-        let config = serde_json::json!({ "registry-mirrors": [url] });
+        // One more attempt at a layer, not five: those take a minute to fail.
+        let config = serde_json::json!({ "registry-mirrors": [url], "max-download-attempts": 1 });
         self.host
             .write("/etc/docker/daemon.json", &config.to_string());
     }
@@ -50,6 +51,12 @@ impl<'a> Docker<'a> {
     #[track_caller]
     pub fn remove(&self, image: &str) {
         self.host.run(&["docker", "rmi", image]);
+    }
+
+    /// `docker logout` from Docker Hub.
+    #[track_caller]
+    pub fn log_out(&self) {
+        self.host.run(&["docker", "logout"]);
     }
 
     /// `docker login` to Docker Hub.

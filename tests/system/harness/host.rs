@@ -23,6 +23,9 @@ pub use cgroup::{hierarchies, remove as remove_cgroup};
 /// How long a command on a host may take before it is killed, unless told otherwise.
 const COMMAND: Duration = Duration::from_mins(2);
 
+/// What keeps images below /var/lib; `containers` are podman's.
+const ENGINES: [&str; 3] = ["docker", "containerd", "containers"];
+
 /// One host. Made powered off, so that files can be in place before its first boot.
 pub struct Host {
     label: String,
@@ -58,8 +61,8 @@ impl Host {
                      plain file system such as ext4 or xfs; XDG_CACHE_HOME moves it"
             )
         });
-        // An overlay can't be the upper layer of dockerd's own.
-        for folder in ["docker", "containerd"] {
+        // An overlay can't be the upper layer of an engine's own.
+        for folder in ENGINES {
             scratch.folder(folder);
         }
         let host = Self {
@@ -89,14 +92,13 @@ impl Host {
     /// Powers on, and waits until systemd has started everything that it starts at boot.
     pub fn boot(&mut self) {
         assert!(self.container.is_none(), "{} is up already", self.label);
-        let docker = format!("{}:/var/lib/docker", self.scratch.at("docker"));
-        let containerd = format!("{}:/var/lib/containerd", self.scratch.at("containerd"));
+        let binds = ENGINES.map(|name| format!("{}:/var/lib/{name}", self.scratch.at(name)));
         self.container = Some(Container::boot(
             &self.machine,
             &self.root,
             &self.scratch,
             &self.attachment,
-            &[docker, containerd],
+            &binds,
         ));
     }
 
@@ -222,10 +224,10 @@ impl Host {
         );
     }
 
-    /// Adds an authority to the trust store. Daemons that run already have read theirs.
-    pub fn trust(&self, authority: &Authority) {
+    /// Adds an authority to the trust store, as `name`. Daemons that run already have read theirs.
+    pub fn trust(&self, name: &str, authority: &Authority) {
         self.write(
-            "/usr/local/share/ca-certificates/test.crt",
+            &format!("/usr/local/share/ca-certificates/{name}.crt"),
             &authority.pem(),
         );
         self.run(&["update-ca-certificates"]);

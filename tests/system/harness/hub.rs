@@ -1,8 +1,9 @@
 //! Docker Hub, as far as clients can tell: a real registry (Debian's docker-registry) that trusts
-//! a token server, behind TLS, its blobs redirected to a content delivery network.
+//! a token server, behind TLS, its blobs redirected to a content delivery network. Under other
+//! names it is another registry.
 //!
-//! Everything that was asked of it is on record. It can be told to answer otherwise, and it can
-//! be switched off.
+//! Everything that was asked of it is on record. It can be told to answer otherwise, to hold blobs
+//! in the middle, and it can be switched off.
 
 use std::future::Future;
 use std::sync::{Arc, mpsc};
@@ -25,26 +26,23 @@ use front::Front;
 use registry::Registry;
 use tokens::{Access, Tokens};
 
+pub use names::{DOCKER_HUB, GHCR, Names};
 pub use record::Request;
 
 mod front;
+mod gate;
+mod names;
 mod push;
 mod record;
 mod registry;
 mod tokens;
 
-/// Where the Hub's API is.
-pub const REGISTRY: &str = "registry-1.docker.io";
-/// Where it gives out tokens.
-pub const AUTH: &str = "auth.docker.io";
-/// Where it sends clients for blobs.
-pub const CDN: &str = "production.cloudflare.docker.com";
-
 /// How long the Hub's own thread may take for one thing that it is told.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A Docker Hub in a network of the tests.
+/// A Docker Hub, or another registry, in a network of the tests.
 pub struct Hub {
+    names: &'static Names,
     // In this order on drop: no more requests, then no registry, then no network.
     runtime: Runtime,
     listening: Option<JoinHandle<()>>,
@@ -59,15 +57,21 @@ pub struct Hub {
 impl Hub {
     /// Starts it, empty, with an authority of its own, at 198.18.0.2.
     pub fn start(network: &Network) -> Self {
-        let attachment = network.join("hub", 2);
-        let authority = Authority::new("Test Hub authority");
+        Self::start_as(&DOCKER_HUB, network, 2)
+    }
+
+    /// Starts a registry of these names, with an authority of its own, at 198.18.0.`last`.
+    pub fn start_as(names: &'static Names, network: &Network, last: u8) -> Self {
+        let attachment = network.join("hub", last);
+        let authority = Authority::new(&format!("Test authority of {}", names.registry));
         let scratch = Scratch::new("hub");
-        let tokens = Tokens::new();
+        let tokens = Tokens::new(names.service);
         let runtime = attachment.runtime();
-        let registry = Registry::start(&scratch, &attachment, &tokens.certificate_pem());
-        let acceptor = front::acceptor(&authority.issue(&[REGISTRY, AUTH, CDN]));
-        let front = Arc::new(Front::new(tokens, registry.storage()));
+        let registry = Registry::start(&scratch, &attachment, names, &tokens.certificate_pem());
+        let acceptor = front::acceptor(&authority.issue(&names.all()));
+        let front = Arc::new(Front::new(names, tokens, registry.storage()));
         let mut hub = Self {
+            names,
             runtime,
             listening: None,
             front,
@@ -84,8 +88,8 @@ impl Hub {
 
     /// Makes a host find the Hub under its names, and trust its authority.
     pub fn introduce_to(&self, host: &Host) {
-        host.add_names(self.attachment.address(), &[REGISTRY, AUTH, CDN]);
-        host.trust(&self.authority);
+        host.add_names(self.attachment.address(), &self.names.all());
+        host.trust(self.names.registry, &self.authority);
     }
 
     /// Publishes an image under `repository:tag`, which all may pull.
@@ -143,6 +147,27 @@ impl Hub {
         self.front.disturb(None);
     }
 
+    /// From now on, sends only the first `bytes` of each blob that is longer, and holds the rest.
+    pub fn hold_blobs_after(&self, bytes: usize) {
+        self.front.gate.close(bytes);
+    }
+
+    /// Waits until a client has been sent the beginning of a blob, and is kept waiting.
+    #[track_caller]
+    pub fn wait_until_a_blob_is_held(&self) {
+        self.front.gate.wait_until_reached(PATIENCE);
+    }
+
+    /// Sends what is held, and all blobs that are asked for from now on, to their ends.
+    pub fn release_blobs(&self) {
+        self.front.gate.open(gate::End::Released);
+    }
+
+    /// Breaks off what is held. Blobs that are asked for from now on are sent to their ends.
+    pub fn cut_blobs(&self) {
+        self.front.gate.open(gate::End::Cut);
+    }
+
     /// Everything that was asked since the start, in the order in which it came.
     pub fn requests(&self) -> Vec<Request> {
         self.front.log.requests()
@@ -166,16 +191,17 @@ impl Hub {
             .sum()
     }
 
-    /// Panics if dockerd went around its mirror: it falls back to the Hub in silence when the
-    /// mirror fails it, and the pull succeeds.
+    /// Panics if a client went around its mirror: all of them fall back to the registry itself in
+    /// silence when the mirror fails them, and the pull succeeds.
     #[track_caller]
     pub fn assert_only_agents_asked(&self) {
         let requests = self.requests();
-        assert!(!requests.is_empty(), "nobody asked the Hub");
+        let registry = self.names.registry;
+        assert!(!requests.is_empty(), "nobody asked {registry}");
         for request in requests {
             assert!(
-                !request.is_by_docker(),
-                "dockerd went around the agent: {request}"
+                request.is_by_agent(),
+                "a client went around the agent: {request}"
             );
         }
     }
@@ -194,7 +220,8 @@ impl Hub {
 impl Drop for Hub {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("=== the Hub ({}) was asked", self.attachment.address());
+            let (registry, address) = (self.names.registry, self.attachment.address());
+            eprintln!("=== {registry} ({address}) was asked");
             for request in self.requests() {
                 eprintln!("{request}");
             }

@@ -14,6 +14,8 @@ use super::scratch::{Scratch, host_image};
 
 /// Bytes that do not compress, and do not come from one read or one packet.
 const NOISE: usize = 6 << 20;
+/// Bytes of each layer that is there to be one more.
+const MORE: usize = 300 << 10;
 
 /// An image, ready to be pushed.
 pub struct Image {
@@ -75,16 +77,20 @@ impl Image {
     /// images share the first layer.
     pub fn new(line: &str) -> Self {
         let mut image = Self::empty();
-        image.add_platform(&DOCKER, this_architecture(), line);
+        image.add_platform(&DOCKER, this_architecture(), line, 0);
         image
     }
 
     /// The same in an OCI index, beside an image for another architecture.
     pub fn multi_arch(line: &str) -> Self {
+        Self::index_of(line, 0)
+    }
+
+    fn index_of(line: &str, more_layers: usize) -> Self {
         let mut image = Self::empty();
         let (ours, other) = (this_architecture(), other_architecture());
-        image.add_platform(&OCI, other, "another architecture's");
-        image.add_platform(&OCI, ours, line);
+        image.add_platform(&OCI, other, "another architecture's", more_layers);
+        image.add_platform(&OCI, ours, line, more_layers);
         let manifests = image.manifests.iter().zip([other, ours]);
         let manifests: Vec<Value> = manifests
             .map(|(manifest, architecture)| {
@@ -100,6 +106,11 @@ impl Image {
         image
     }
 
+    /// The same with many more layers: more than any client downloads at once.
+    pub fn many_layers(line: &str) -> Self {
+        Self::index_of(line, 8)
+    }
+
     fn empty() -> Self {
         Self {
             blobs: Vec::new(),
@@ -109,15 +120,30 @@ impl Image {
     }
 
     /// Adds one platform's layers, configuration and manifest.
-    fn add_platform(&mut self, vocabulary: &Vocabulary, architecture: &str, line: &str) {
+    fn add_platform(
+        &mut self,
+        vocabulary: &Vocabulary,
+        architecture: &str,
+        line: &str,
+        more_layers: usize,
+    ) {
         let mut noise = vec![0; NOISE];
         SystemRandom::new().fill(&mut noise).expect("random bytes");
         let folder = Scratch::new("image");
-        let roots = [
+        let mut roots = vec![
             folder.folder("busybox"),
             folder.folder("noise"),
             folder.folder("line"),
         ];
+        for number in 0..more_layers {
+            let name = format!("more-{number}");
+            let root = folder.folder(&name);
+            write(
+                &Path::new(&root).join(&name),
+                &noise[number * MORE..][..MORE],
+            );
+            roots.push(root);
+        }
         add_busybox(Path::new(&roots[0]));
         write(&Path::new(&roots[1]).join("noise"), &noise);
         write(
@@ -125,23 +151,24 @@ impl Image {
             format!("{line}\n").as_bytes(),
         );
 
-        let archives = roots.map(|root| archive(&folder, &root));
-        let layers = archives
-            .each_ref()
-            .map(|(_, gzip)| Content::new(vocabulary.layer, gzip.clone()));
+        let archives = roots.iter().map(|root| archive(&folder, root));
+        let (tars, gzips): (Vec<_>, Vec<_>) = archives.unzip();
+        let diff_ids: Vec<String> = tars.iter().map(|tar| sha256(tar)).collect();
+        let layer = |gzip| Content::new(vocabulary.layer, gzip);
+        let layers: Vec<Content> = gzips.into_iter().map(layer).collect();
         let command = "cat /line && sha256sum /noise";
         let config = json!({
             "architecture": architecture,
             "os": "linux",
             "config": { "Cmd": ["/bin/sh", "-c", command], "Env": ["PATH=/bin"] },
-            "rootfs": { "type": "layers", "diff_ids": archives.map(|(tar, _)| sha256(&tar)) },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = Content::new(vocabulary.config, config.to_string().into_bytes());
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": vocabulary.manifest,
             "config": config.descriptor(),
-            "layers": layers.each_ref().map(Content::descriptor),
+            "layers": layers.iter().map(Content::descriptor).collect::<Vec<Value>>(),
         });
         let checksum = sha256(&noise).replace("sha256:", "");
         self.output = format!("{line}\n{checksum}  /noise\n");
@@ -151,20 +178,49 @@ impl Image {
         self.manifests.push(manifest);
     }
 
-    /// The bytes of all blobs for this machine's architecture: what a pull downloads.
-    pub fn size(&self) -> u64 {
-        let manifest = self
-            .manifests
-            .iter()
-            .rfind(|content| content.media_type != INDEX);
-        let manifest = manifest.expect("an image has a manifest");
-        let manifest: Value = serde_json::from_slice(&manifest.bytes).expect("a manifest is JSON");
+    /// What its tag names: an index, or the manifest itself.
+    pub fn tagged(&self) -> &Content {
+        self.manifests.last().expect("an image has a manifest")
+    }
+
+    /// The manifest for this machine's architecture.
+    pub fn manifest(&self) -> &Content {
+        let mut manifests = self.manifests.iter();
+        let manifest = manifests.rfind(|content| content.media_type != INDEX);
+        manifest.expect("an image has a manifest")
+    }
+
+    /// Layers and configuration for this machine's architecture: what a pull downloads.
+    pub fn downloads(&self) -> Vec<&Content> {
+        let manifest: Value =
+            serde_json::from_slice(&self.manifest().bytes).expect("a manifest is JSON");
         let layers = manifest["layers"]
             .as_array()
             .expect("a manifest has layers");
         let blobs = layers.iter().chain([&manifest["config"]]);
-        blobs
-            .map(|blob| blob["size"].as_u64().expect("a descriptor has a size"))
+        let found = blobs.map(|descriptor| {
+            let mut blobs = self.blobs.iter();
+            let blob = blobs.find(|blob| descriptor["digest"] == *blob.digest);
+            blob.expect("a manifest's blobs are the image's")
+        });
+        found.collect()
+    }
+
+    /// Everything that a pull on this machine's architecture needs.
+    pub fn contents(&self) -> Vec<&Content> {
+        let manifest = Some(self.manifest()).filter(|it| it.digest != self.tagged().digest);
+        [self.tagged()]
+            .into_iter()
+            .chain(manifest)
+            .chain(self.downloads())
+            .collect()
+    }
+
+    /// The bytes that a pull downloads.
+    pub fn size(&self) -> u64 {
+        self.downloads()
+            .iter()
+            .map(|blob| blob.bytes.len() as u64)
             .sum()
     }
 }

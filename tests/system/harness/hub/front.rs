@@ -1,12 +1,14 @@
 //! The Hub's public side: TLS, the three names, rate limits, the redirect to the CDN, the record.
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
@@ -24,13 +26,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::record::{Entry, Log, Request as Noted};
+use super::Names;
+use super::gate::{End, Gate};
+use super::record::{Entry, Log, Request as Noted, Role};
 use super::registry::ADDRESS;
 use super::tokens::Tokens;
-use super::{AUTH, CDN, REGISTRY};
-
-/// Pulls in six hours, as the Hub allows an anonymous address.
-const LIMIT: u32 = 100;
 
 /// Decides on an answer in the Hub's place.
 pub type Fault = Box<dyn Fn(&Noted) -> Option<Response<Bytes>> + Send + Sync>;
@@ -39,6 +39,8 @@ pub type Fault = Box<dyn Fn(&Noted) -> Option<Response<Bytes>> + Send + Sync>;
 pub struct Front {
     pub tokens: Tokens,
     pub log: Log,
+    pub gate: Gate,
+    names: &'static Names,
     storage: PathBuf,
     registry: Client<HttpConnector, Empty<Bytes>>,
     manifests_served: AtomicU32,
@@ -46,11 +48,13 @@ pub struct Front {
 }
 
 impl Front {
-    /// A front for a registry with its root at `storage`.
-    pub fn new(tokens: Tokens, storage: PathBuf) -> Self {
+    /// A front, under these names, for a registry with its root at `storage`.
+    pub fn new(names: &'static Names, tokens: Tokens, storage: PathBuf) -> Self {
         Self {
             tokens,
             log: Log::default(),
+            gate: Gate::default(),
+            names,
             storage,
             registry: Client::builder(TokioExecutor::new()).build_http(),
             manifests_served: AtomicU32::new(0),
@@ -65,7 +69,7 @@ impl Front {
 
     async fn answer(&self, from: IpAddr, request: Request<Incoming>) -> Response<Counted> {
         let host = host_of(&request);
-        let noted = Noted::new(from, &host, &request);
+        let noted = Noted::new(self.names, from, &host, &request);
         let entry = self.log.begin(noted.clone());
         let fault = self
             .fault
@@ -75,17 +79,27 @@ impl Front {
             .and_then(|f| f(&noted));
         let answer = match fault {
             Some(answer) => answer,
-            None => match host.as_str() {
-                REGISTRY => self.registry(&noted, request).await,
-                AUTH if request.uri().path() == "/token" => {
-                    self.tokens.answer(request.uri(), request.headers())
-                }
-                CDN => self.cdn(&request),
-                _ => plain(StatusCode::NOT_FOUND, "not a name or a path of the Hub"),
+            None => match noted.role {
+                Role::Registry => self.registry(&noted, request).await,
+                Role::Auth => self.tokens.answer(request.uri(), request.headers()),
+                Role::Cdn => self.cdn(&request),
+                Role::None => plain(
+                    StatusCode::NOT_FOUND,
+                    "not a name or a path of the registry",
+                ),
             },
         };
         entry.answered(answer.status().as_u16());
-        answer.map(|rest| Counted { rest, entry })
+        answer.map(|rest| {
+            let stop = (noted.role == Role::Cdn)
+                .then(|| self.gate.stop(rest.len()))
+                .flatten();
+            let stop = stop.map(|(after, end)| Stop {
+                left: after,
+                end: Box::pin(end),
+            });
+            Counted { rest, entry, stop }
+        })
     }
 
     /// The API: the registry's own answer, with the Hub's limits on manifests, and blobs to be
@@ -104,20 +118,24 @@ impl Front {
             let hex = parts.uri.path().rsplit(':').next().unwrap_or_default();
             let folder = hex.get(..2).unwrap_or_default();
             let path = format!("docker/registry/v2/blobs/sha256/{folder}/{hex}/data");
-            let location = format!("https://{CDN}/registry-v2/{path}?verify={hex}");
+            let cdn = self.names.cdn;
+            let location = format!("https://{cdn}/registry-v2/{path}?verify={hex}");
             return Response::builder()
                 .status(StatusCode::TEMPORARY_REDIRECT)
                 .header(header::LOCATION, location)
                 .body(Bytes::new())
                 .expect("a response");
         }
-        if noted.is_manifest() && answer.status() == StatusCode::OK {
+        if let Some(allowed) = self.names.limit
+            && noted.is_manifest()
+            && answer.status() == StatusCode::OK
+        {
             let counts = u32::from(parts.method == Method::GET);
             let served = self.manifests_served.fetch_add(counts, Ordering::Relaxed) + counts;
             let limit = |left: u32| format!("{left};w=21600").parse().expect("a header value");
             let headers = answer.headers_mut();
-            headers.insert("ratelimit-limit", limit(LIMIT));
-            headers.insert("ratelimit-remaining", limit(LIMIT.saturating_sub(served)));
+            headers.insert("ratelimit-limit", limit(allowed));
+            headers.insert("ratelimit-remaining", limit(allowed.saturating_sub(served)));
         }
         answer
     }
@@ -232,25 +250,46 @@ fn plain(status: StatusCode, text: &str) -> Response<Bytes> {
         .expect("a response")
 }
 
-/// A body that counts what the connection takes of it.
+/// A body that counts what the connection takes of it, and may stop in the middle.
 pub struct Counted {
     rest: Bytes,
     entry: Arc<Entry>,
+    stop: Option<Stop>,
+}
+
+/// Where a body has to wait.
+struct Stop {
+    /// Bytes that are still sent before.
+    left: usize,
+    end: Pin<Box<dyn Future<Output = End> + Send>>,
 }
 
 impl Body for Counted {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         const FRAME: usize = 64 << 10;
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        let length = self.rest.len().min(FRAME);
+        let mut length = self.rest.len().min(FRAME);
+        if let Some(stop) = &mut self.stop {
+            if stop.left == 0 {
+                let end = ready!(stop.end.as_mut().poll(context));
+                self.stop = None;
+                if end == End::Cut {
+                    let cut = io::Error::other("cut by the test");
+                    return Poll::Ready(Some(Err(cut)));
+                }
+            } else {
+                length = length.min(stop.left);
+                stop.left -= length;
+            }
+        }
         let frame = self.rest.split_to(length);
         self.entry.sent(length);
         Poll::Ready(Some(Ok(Frame::data(frame))))

@@ -7,15 +7,30 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use http::{HeaderMap, Method, header};
 
-use super::{CDN, REGISTRY};
+use super::Names;
+
+/// Which part of a registry was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The API.
+    Registry,
+    /// The token server.
+    Auth,
+    /// The content delivery network.
+    Cdn,
+    /// Nothing that a registry has.
+    None,
+}
 
 /// One request, and what became of it.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Who asked.
     pub from: IpAddr,
-    /// Which of the Hub's names it was asked under.
+    /// Which of the registry's names it was asked under.
     pub host: String,
+    /// Which part of the registry that is.
+    pub role: Role,
     /// The method.
     pub method: Method,
     /// Path and query.
@@ -32,12 +47,13 @@ pub struct Request {
 
 impl Request {
     /// Notes a request as it comes.
-    pub fn new<B>(from: IpAddr, host: &str, request: &http::Request<B>) -> Self {
+    pub fn new<B>(names: &Names, from: IpAddr, host: &str, request: &http::Request<B>) -> Self {
         let text = |name| request.headers().header(name);
         let path = request.uri().path_and_query();
         Self {
             from,
             host: host.to_owned(),
+            role: names.role(host, request.uri().path()),
             method: request.method().clone(),
             path: path.map(ToString::to_string).unwrap_or_default(),
             user_agent: text(header::USER_AGENT).unwrap_or_default(),
@@ -50,23 +66,28 @@ impl Request {
 
     /// Whether it is for a manifest or a blob.
     pub fn is_content(&self) -> bool {
-        let is_blob = self.host == REGISTRY && self.path.contains("/blobs/");
+        let is_blob = self.role == Role::Registry && self.path.contains("/blobs/");
         is_blob || self.is_manifest() || self.is_for_cdn()
     }
 
     /// Whether it is for the CDN, which sends the bytes of all blobs.
     pub fn is_for_cdn(&self) -> bool {
-        self.host == CDN
+        self.role == Role::Cdn
     }
 
     /// Whether it is for a manifest.
     pub fn is_manifest(&self) -> bool {
-        self.host == REGISTRY && self.path.contains("/manifests/")
+        self.role == Role::Registry && self.path.contains("/manifests/")
     }
 
     /// Whether dockerd itself asked, and not something that it asked.
     pub fn is_by_docker(&self) -> bool {
         self.user_agent.starts_with("docker/")
+    }
+
+    /// Whether the agent asked.
+    pub fn is_by_agent(&self) -> bool {
+        self.user_agent.starts_with("registry-agent/")
     }
 }
 
@@ -75,6 +96,7 @@ impl fmt::Display for Request {
         let Self {
             from,
             host,
+            role: _,
             method,
             path,
             user_agent,

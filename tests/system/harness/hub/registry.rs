@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use super::tokens::{ISSUER, SERVICE};
-use super::{AUTH, Attachment, Scratch};
+use super::tokens::ISSUER;
+use super::{Attachment, Names, Scratch};
 use crate::harness::scratch::host_image;
 
 /// Where it listens, in the Hub's own namespace.
@@ -26,7 +26,12 @@ pub struct Registry {
 
 impl Registry {
     /// Starts one in the Hub's namespace, which believes tokens signed with `certificate`.
-    pub fn start(scratch: &Scratch, attachment: &Attachment, certificate: &str) -> Self {
+    pub fn start(
+        scratch: &Scratch,
+        attachment: &Attachment,
+        names: &Names,
+        certificate: &str,
+    ) -> Self {
         let storage = scratch.folder("storage");
         let bundle = scratch.at("tokens.pem");
         write(Path::new(&bundle), certificate);
@@ -38,8 +43,8 @@ impl Registry {
             "storage": { "filesystem": { "rootdirectory": &storage } },
             "http": { "addr": ADDRESS },
             "auth": { "token": {
-                "realm": format!("https://{AUTH}/token"),
-                "service": SERVICE,
+                "realm": format!("https://{}/token", names.auth),
+                "service": names.service,
                 "issuer": ISSUER,
                 "rootcertbundle": bundle,
             } },

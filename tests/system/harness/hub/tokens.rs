@@ -1,4 +1,4 @@
-//! auth.docker.io: tokens for the registry, which says nothing of users itself.
+//! The token server (auth.docker.io): tokens for the registry, which says nothing of users itself.
 //!
 //! The registry's documentation calls it "token authentication": a JWT, signed with ES256, whose
 //! `x5c` header leads to a certificate that the registry was told to trust.
@@ -18,8 +18,6 @@ use serde_json::{Value, json};
 
 /// Who the registry believes.
 pub const ISSUER: &str = "auth.docker.io";
-/// Who tokens are for.
-pub const SERVICE: &str = "registry.docker.io";
 
 const LIFETIME: Duration = Duration::from_mins(5);
 
@@ -33,6 +31,7 @@ pub struct Access<'a> {
 
 /// The token server.
 pub struct Tokens {
+    service: &'static str,
     certificate: CertifiedKey<KeyPair>,
     key: EcdsaKeyPair,
     random: SystemRandom,
@@ -41,8 +40,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// One with no users, that lets everyone pull everything.
-    pub fn new() -> Self {
+    /// One for `service`, with no users, that lets everyone pull everything.
+    pub fn new(service: &'static str) -> Self {
         let certificate = rcgen::generate_simple_self_signed([ISSUER.to_owned()]);
         let certificate = certificate.expect("making a token certificate");
         let random = SystemRandom::new();
@@ -50,6 +49,7 @@ impl Tokens {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8, &random);
         let key = key.expect("a P-256 key, rcgen's default");
         Self {
+            service,
             certificate,
             key,
             random,
@@ -90,7 +90,7 @@ impl Tokens {
                 .collect();
         if !query
             .iter()
-            .any(|(key, value)| key == "service" && value == SERVICE)
+            .any(|(key, value)| key == "service" && value == self.service)
         {
             return answer(
                 StatusCode::BAD_REQUEST,
@@ -169,7 +169,7 @@ impl Tokens {
         let header = json!({ "typ": "JWT", "alg": "ES256", "x5c": chain });
         let claims = json!({
             "iss": ISSUER,
-            "aud": SERVICE,
+            "aud": self.service,
             "sub": "",
             "iat": now.as_secs(),
             // The clocks are the same, but "not before now" is a second's rounding away from no.
