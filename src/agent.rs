@@ -17,12 +17,20 @@ use crate::log::LevelHandle;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::registry::Registry;
-use crate::registry::server::{self, Listener};
+use crate::registry::server::{self, Limits, Listener};
 use crate::store::{Store, StoreError};
+use crate::tls::LiveIdentity;
 use crate::{admin, status};
 
 /// How often the status line is brought up to date, where systemd shows it.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the certificate's files have changed.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
+/// What the admin listener's clients get: its answers are short.
+const ADMIN_LIMITS: Limits = Limits {
+    idle: Duration::from_mins(1),
+    drain: Duration::from_secs(1),
+};
 
 /// The agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +45,9 @@ pub enum AgentError {
         /// What came back.
         source: io::Error,
     },
+    /// The certificate or its key can't be used.
+    #[error("can't serve TLS (`tls`): {0}")]
+    Tls(String),
     /// The storage can't be used.
     #[error("can't use the storage (`storage.filesystem.root`): {0}")]
     Store(#[from] StoreError),
@@ -48,6 +59,8 @@ pub enum AgentError {
 /// What the parts of a running agent share.
 pub struct Shared {
     settings: RwLock<Arc<Settings>>,
+    /// What clients are shown, where the registry speaks TLS.
+    identity: Option<Arc<LiveIdentity>>,
     /// The mirror.
     pub mirror: Mirror,
     /// How the agent is.
@@ -72,6 +85,12 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     let mut signals = Signals::new()?;
     let listener = bind(settings.listen).await;
     let listener = listener.map_err(|e| listen_error("listen", settings.listen.to_string(), e))?;
+    let identity = settings.tls.as_ref().map(LiveIdentity::new).transpose();
+    let identity = identity.map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        AgentError::Tls(errors.join("; "))
+    });
+    let identity = identity?.map(Arc::new);
     let Storage::Filesystem { root } = &settings.storage;
     let store = Store::open(root)?;
     let metrics = Arc::new(Metrics::default());
@@ -79,6 +98,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     let (health_sender, health) = watch::channel(Health::starting());
     let shared = Arc::new(Shared {
         settings: RwLock::new(Arc::clone(&settings)),
+        identity: identity.clone(),
         mirror: mirror.clone(),
         health: health.clone(),
         metrics: Arc::clone(&metrics),
@@ -90,13 +110,23 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
 
     let (stop_sender, stop) = watch::channel(false);
     let (stop_admin_sender, stop_admin) = watch::channel(false);
-    let drain = {
+    let limits = {
         let shared = Arc::clone(&shared);
-        move || shared.settings().drain
+        move || {
+            let settings = shared.settings();
+            Limits {
+                idle: settings.clients.idle,
+                drain: settings.drain,
+            }
+        }
+    };
+    let listener = match identity.clone() {
+        Some(identity) => Listener::Tls(listener, identity),
+        None => Listener::Tcp(listener),
     };
     let registry = Registry::new(mirror, health.clone(), Arc::clone(&metrics));
     let serving = tokio::spawn(server::serve(
-        Listener::Tcp(listener),
+        listener,
         {
             let shared = Arc::clone(&shared);
             move |request| {
@@ -106,7 +136,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         },
         Arc::clone(&metrics),
         stop,
-        drain,
+        limits,
     ));
     let admin_serving = tokio::spawn(server::serve(
         admin,
@@ -116,7 +146,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         },
         Arc::new(Metrics::default()),
         stop_admin,
-        || Duration::from_secs(1),
+        || ADMIN_LIMITS,
     ));
     let probing = tokio::spawn(health::watch(
         store,
@@ -132,10 +162,12 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         move || shared.settings().health.interval
     }));
     let telling = tokio::spawn(tell_systemd(Arc::clone(&shared)));
+    let watching = tokio::spawn(watch_certificate(identity));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         role = settings.role.as_str(),
         listen = %settings.listen,
+        tls = settings.tls.is_some(),
         admin = %settings.admin,
         storage = %root.display(),
         "started"
@@ -163,6 +195,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     }
     probing.abort();
     looking_after.abort();
+    watching.abort();
     stop_admin_sender.send_replace(true);
     // Its answers are short; whether one was cut off does not matter any more.
     let _ = admin_serving.await;
@@ -256,6 +289,7 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
         ("role", before.role != after.role),
         ("listen", before.listen != after.listen),
         ("admin", before.admin != after.admin),
+        ("tls", before.tls.is_some() != after.tls.is_some()),
         ("storage", before.storage != after.storage),
         ("log.format", before.log.format != after.log.format),
         ("log.fields", before.log.fields != after.log.fields),
@@ -273,6 +307,12 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
     after.listen = before.listen;
     after.admin.clone_from(&before.admin);
     after.storage.clone_from(&before.storage);
+    if before.tls.is_some() != after.tls.is_some() {
+        after.tls.clone_from(&before.tls);
+    }
+    if let Some(identity) = &shared.identity {
+        identity.refresh(after.tls.as_ref());
+    }
     after.log.format = before.log.format;
     after.log.fields.clone_from(&before.log.fields);
     level.set(after.log.level);
@@ -282,6 +322,17 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
         .write()
         .unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
     tracing::info!("reloaded");
+}
+
+/// Takes over a certificate that was renewed, whether or not anybody tells the agent.
+async fn watch_certificate(identity: Option<Arc<LiveIdentity>>) {
+    let Some(identity) = identity else { return };
+    loop {
+        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
+        let identity = Arc::clone(&identity);
+        // It fails only where the process ends.
+        let _ = tokio::task::spawn_blocking(move || identity.refresh(None)).await;
+    }
 }
 
 /// Tells systemd when the agent is ready, and then what it does. Without systemd it does nothing.

@@ -7,11 +7,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Sources;
+use crate::oci::ImageName;
+use warm::{ClientIdentity, Platform, Platforms};
 
 mod check;
 mod generate;
 mod run;
 mod status;
+mod verify;
+mod warm;
 
 /// An image registry on every host: a pull-through mirror that keeps serving when its upstream does
 /// not.
@@ -35,6 +39,34 @@ enum Verb {
         /// As JSON, for machines
         #[arg(long)]
         json: bool,
+    },
+    /// Have the running agent fetch images ahead of time; exit code 1 if it could not fetch all
+    Warm {
+        /// Images as `docker pull` takes them: busybox, ghcr.io/owner/app:1.2, app@sha256:...
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<ImageName>,
+        /// For which platform (linux/amd64); may be repeated. Default: this host's
+        #[arg(long, value_name = "OS/ARCHITECTURE")]
+        platform: Vec<Platform>,
+        /// For every platform that an image is for
+        #[arg(long, conflicts_with = "platform")]
+        all_platforms: bool,
+        /// What to show an agent that asks its clients for certificates (`tls.client_ca`), in PEM
+        #[arg(long, value_name = "FILE", requires = "client_key")]
+        client_certificate: Option<PathBuf>,
+        /// Its private key
+        #[arg(long, value_name = "FILE", requires = "client_certificate")]
+        client_key: Option<PathBuf>,
+        #[command(flatten)]
+        config: ConfigArguments,
+    },
+    /// Hash everything that is stored again, and read every link; exit code 1 if something is wrong
+    Verify {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Remove what is wrong: it is fetched again when somebody asks for it
+        #[arg(long)]
+        repair: bool,
     },
     /// Print something made from this binary
     Generate {
@@ -71,6 +103,24 @@ pub fn main() -> ExitCode {
         Verb::Run(config) => run::run(config.sources()),
         Verb::Check(config) => check::check(&config.sources()),
         Verb::Status { config, json } => status::status(&config.sources(), json),
+        Verb::Warm {
+            images,
+            platform,
+            all_platforms,
+            client_certificate,
+            client_key,
+            config,
+        } => {
+            let identity = client_certificate.zip(client_key);
+            let identity = identity.map(|(certificate, key)| ClientIdentity { certificate, key });
+            let platforms = match platform.is_empty() {
+                _ if all_platforms => Platforms::All,
+                true => Platforms::Only(vec![Platform::host()]),
+                false => Platforms::Only(platform),
+            };
+            warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
+        }
+        Verb::Verify { config, repair } => verify::verify(&config.sources(), repair),
         Verb::Generate {
             what: Generated::Schema,
         } => generate::schema(),

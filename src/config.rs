@@ -17,7 +17,6 @@ mod error;
 mod fragment;
 mod limit;
 mod merge;
-mod password;
 mod schema;
 mod settings;
 mod source;
@@ -28,8 +27,8 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
-    Secret, Settings, Storage, Timeouts, UpstreamSettings,
+    AdminAddress, ClientSettings, Credentials, Freshness, HealthSettings, LogFormat, LogLevel,
+    LogSettings, Role, Secret, Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 
@@ -76,7 +75,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
     }
 
     let complete = errors.is_empty();
-    match convert::settings(&merged, sources, complete, &mut errors) {
+    match convert::settings(&merged, sources, complete, &mut warnings, &mut errors) {
         Some(settings) if errors.is_empty() => {
             let warnings = warnings.iter().map(ToString::to_string).collect();
             Ok(Loaded {

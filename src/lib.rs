@@ -13,7 +13,8 @@
 //!
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
-//! [`metrics`] and [`log`] tell people; [`cli`] is the command line.
+//! [`metrics`] and [`log`] tell people; [`tls`]
+//! reads certificates; [`cli`] is the command line.
 
 pub mod admin;
 pub mod agent;
@@ -27,4 +28,5 @@ pub mod oci;
 pub mod registry;
 pub mod status;
 pub mod store;
+pub mod tls;
 pub mod upstream;

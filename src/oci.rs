@@ -5,10 +5,12 @@
 
 mod digest;
 mod error;
+mod image;
 mod manifest;
 mod name;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::{ErrorBody, ErrorCode};
+pub use image::ImageName;
 pub use manifest::{MANIFEST_LIMIT, Manifest, ManifestError, OCI_INDEX};
 pub use name::{Name, NameError, Reference, RegistryHost, Tag};

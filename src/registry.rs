@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
+mod activity;
 mod blob;
 mod body;
 mod list;
@@ -16,6 +17,7 @@ mod referrers;
 mod route;
 mod sendfile;
 pub mod server;
+mod tls;
 
 pub use body::Body;
 

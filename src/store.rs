@@ -13,6 +13,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use serde_json::Value;
 
+pub mod audit;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
@@ -60,6 +61,11 @@ impl StoreError {
         }
     }
 
+    /// Whether what was to be changed is not there.
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if filesystem::absent(source))
+    }
+
     /// Whether the disk is full, or this user's share of it.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if matches!(
@@ -95,7 +101,8 @@ const TAG_MEMORY: usize = 16 * 1024;
 /// its caller goes away.
 ///
 /// What was read or written last is kept in memory as well. Only this process writes to the root,
-/// so that it is never older than the files.
+/// so that it is never older than the files. [`audit`] may remove files meanwhile; what is in memory
+/// then is still right, since a manifest is its digest's and a tag what its upstream said last.
 #[derive(Debug, Clone)]
 pub struct Store(Arc<Inner>);
 
@@ -308,10 +315,22 @@ impl Store {
         digest: &Digest,
     ) -> Result<(), StoreError> {
         let (repository, confirmed) = (of.clone(), tag.clone());
-        self.run(move |store| store.confirm_tag(&repository, &confirmed))
-            .await?;
-        self.confirmed(of, tag, digest);
-        Ok(())
+        let touched = self.run(move |store| store.confirm_tag(&repository, &confirmed));
+        match touched.await {
+            Ok(()) => {
+                self.confirmed(of, tag, digest);
+                Ok(())
+            }
+            Err(error) => {
+                // A repair took the link, and maybe the manifest: both are fetched and stored again
+                // at the next request.
+                if error.is_absent() {
+                    self.0.tags.remove(&(of.clone(), tag.clone()));
+                    self.0.manifests.remove(&(of.clone(), digest.clone()));
+                }
+                Err(error)
+            }
+        }
     }
 
     fn confirmed(&self, of: &Repository, tag: &Tag, digest: &Digest) {

@@ -169,6 +169,7 @@ fn shown(settings: &Settings) -> Value {
             format!("{:?}", settings.timeouts.headers),
             format!("{:?}", settings.timeouts.idle),
         ],
+        "clients": format!("{:?}", settings.clients.idle),
         "interval": format!("{:?}", settings.health.interval),
         "threshold": settings.health.threshold,
         "headers": headers,

@@ -38,6 +38,13 @@ fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     }
     writeln!(out, "role: {}", settings.role.as_str())?;
     writeln!(out, "listen: {}", settings.listen)?;
+    if let Some(tls) = &settings.tls {
+        write!(out, "tls: {}", tls.certificate.display())?;
+        match &tls.client_ca {
+            Some(clients) => writeln!(out, ", for clients of {}", clients.display())?,
+            None => writeln!(out)?,
+        }
+    }
     writeln!(out, "admin: {}", settings.admin)?;
     let Storage::Filesystem { root } = &settings.storage;
     writeln!(out, "storage: {}", root.display())?;

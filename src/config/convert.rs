@@ -1,5 +1,8 @@
 //! From what was said to settings that can't be invalid.
 
+mod credentials;
+mod tls;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,13 +13,12 @@ use serde_json::Value;
 use url::Url;
 
 use super::error::{KeyPath, Place, Remark, quoted};
-use super::fragment::{CredentialsFragment, Fragment, LogFragment, OneOrMany, UpstreamFragment};
+use super::fragment::{Fragment, LogFragment, OneOrMany, UpstreamFragment};
 use super::limit::CacheLimit;
 use super::merge::Merged;
-use super::password;
 use super::settings::{
-    AdminAddress, Credentials, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings, Role,
-    Secret, Settings, Storage, Timeouts, UpstreamSettings,
+    AdminAddress, ClientSettings, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings,
+    Role, Settings, Storage, Timeouts, UpstreamSettings,
 };
 use super::source::Sources;
 use crate::oci::RegistryHost;
@@ -48,6 +50,7 @@ pub(super) fn settings(
     merged: &Merged,
     sources: &Sources,
     complete: bool,
+    warnings: &mut Vec<Remark>,
     remarks: &mut Vec<Remark>,
 ) -> Option<Settings> {
     let before = remarks.len();
@@ -61,6 +64,7 @@ pub(super) fn settings(
         merged,
         sources,
         complete,
+        warnings,
         remarks,
     }
     .settings(fragment)?;
@@ -71,6 +75,7 @@ struct Conversion<'a> {
     merged: &'a Merged,
     sources: &'a Sources,
     complete: bool,
+    warnings: &'a mut Vec<Remark>,
     remarks: &'a mut Vec<Remark>,
 }
 
@@ -95,6 +100,9 @@ impl Conversion<'_> {
                 format!("{admin} has the port of `listen` ({listen}): give it one of its own");
             self.refuse::<()>(&KeyPath::of("admin"), message);
         }
+        let tls = self.tls(fragment.tls);
+        let clients = fragment.clients.unwrap_or_default();
+        let patience = self.duration("clients.idle", clients.idle, 60, Duration::from_millis(1));
         let upstreams = self.upstreams(fragment.upstreams);
         let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
         let least = Duration::from_millis(1);
@@ -109,6 +117,8 @@ impl Conversion<'_> {
             role: fragment.role.unwrap_or(Role::Mirror),
             listen: listen?,
             admin: admin?,
+            tls,
+            clients: ClientSettings { idle: patience? },
             storage: Storage::Filesystem { root: root? },
             cache_limit: cache_limit?,
             upstreams,
@@ -347,51 +357,13 @@ impl Conversion<'_> {
         self.refuse(path, message)
     }
 
-    fn credentials(
-        &mut self,
-        upstream: &KeyPath,
-        said: CredentialsFragment,
-    ) -> Option<Credentials> {
-        let here = upstream.key("credentials");
-        let username = match said.username {
-            name if name.is_empty() => self.refuse(&here.key("username"), "is empty"),
-            // RFC 7617, section 2: the colon separates it from the password.
-            name if name.contains(':') => self.refuse(
-                &here.key("username"),
-                "holds a colon, which no user name can",
-            ),
-            name => Some(name),
-        };
-        let password = match (said.password, said.password_file) {
-            (Some(password), None) if password.reveal().is_empty() => {
-                self.refuse(&here.key("password"), "is empty")
-            }
-            (Some(password), None) => Some(password),
-            (None, Some(file)) => self.password_file(&here.key("password_file"), &file),
-            (Some(_), Some(_)) => {
-                self.refuse(&here, "holds both `password` and `password_file`: keep one")
-            }
-            (None, None) => self.refuse(
-                &here,
-                "holds no password: add `password_file` (or `password`)",
-            ),
-        };
-        Some(Credentials {
-            username: username?,
-            password: password?,
-        })
-    }
-
-    fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
-        let beside = match self.merged.origin(path).map(|origin| &origin.place) {
+    /// A file by what was said of it: a relative path is beside the file that says it.
+    fn beside(&self, path: &KeyPath, said: &str) -> PathBuf {
+        let folder = match self.merged.origin(path).map(|origin| &origin.place) {
             Some(Place::File(file)) => file.parent().unwrap_or(Path::new("")),
             _ => Path::new(""),
         };
-        let file = beside.join(said);
-        match password::read(&file) {
-            Ok(password) => Some(Secret::new(password)),
-            Err(message) => self.refuse(path, format!("{} {message}", file.display())),
-        }
+        folder.join(said)
     }
 
     fn duration(

@@ -28,6 +28,10 @@ pub(super) struct Fragment {
     /// systemd or the session gives, else in the storage's root.
     #[schemars(example = &"unix:/run/registry-agent/admin.sock", example = &"127.0.0.1:5001")]
     pub admin: Option<String>,
+    /// TLS on the registry's port. Default: plain HTTP.
+    pub tls: Option<TlsFragment>,
+    /// What clients may do.
+    pub clients: Option<ClientsFragment>,
     /// Where images are kept.
     pub storage: Option<StorageFragment>,
     /// The registries that are mirrored, each once. Default: docker.io, anonymously.
@@ -47,6 +51,32 @@ pub(super) struct Fragment {
     /// How long running answers may go on after SIGTERM. Default: 30s.
     #[schemars(example = &"30s")]
     pub drain: Option<String>,
+}
+
+/// TLS on the registry's port: HTTP/2 and HTTP/1.1. Changed files are taken over within a minute,
+/// or at SIGHUP. A path that does not begin with `/` is beside the file that says it.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TlsFragment {
+    /// The certificate in PEM, and those between it and its authority after it.
+    #[schemars(example = &"/etc/registry-agent/tls.crt")]
+    pub certificate: Option<String>,
+    /// Its private key in PEM.
+    #[schemars(example = &"/etc/registry-agent/tls.key")]
+    pub key: Option<String>,
+    /// Authorities in PEM: then only clients that show a certificate of one of them are let in.
+    #[schemars(example = &"/etc/registry-agent/clients.crt")]
+    pub client_ca: Option<String>,
+}
+
+/// What clients may do.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientsFragment {
+    /// How long a client may take to send a request, keep a connection without one, or read nothing
+    /// of an answer. Default: 60s.
+    #[schemars(example = &"60s")]
+    pub idle: Option<String>,
 }
 
 /// Where images are kept.

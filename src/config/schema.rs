@@ -15,7 +15,6 @@ const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
 /// Keys of the configuration's contract that this version does not act on. To take them in silence
 /// would be to promise what is not done (an `auth` that lets everybody in).
 const NOT_YET: &[(&str, &str)] = &[
-    ("tls", "serve TLS"),
     ("auth", "ask clients who they are"),
     ("hosted", "take pushes"),
     ("host", "wire this host's container engines"),

@@ -22,6 +22,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where `/healthz`, `/readyz`, `/metrics` and `/status` are: never the registry's port.
     pub admin: AdminAddress,
+    /// The registry speaks TLS with these files; plain HTTP without.
+    pub tls: Option<TlsSettings>,
+    /// What clients may do.
+    pub clients: ClientSettings,
     /// Where blobs and manifests are kept.
     pub storage: Storage,
     /// How much of it is kept.
@@ -75,6 +79,24 @@ impl fmt::Display for AdminAddress {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// The files that TLS is made of, all in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// The certificate that clients are shown, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authorities of which clients must show a certificate; without, anybody is let in.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What clients may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientSettings {
+    /// How long a client may send nothing where it is its turn, and read nothing of an answer.
+    pub idle: Duration,
 }
 
 /// Where content is kept.

@@ -37,13 +37,13 @@ const BREAKS_BEFORE_THE_FIRST_BYTE: u32 = 2;
 /// The pause after the first break; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
-/// One download, from the first request to the blob in the store.
+/// One download, from the first request to the blob in the store. A failure is its last state.
 pub(super) async fn run(
     mirror: Mirror,
     source: Source,
     digest: Digest,
     sender: watch::Sender<Option<(Repository, Progress)>>,
-) {
+) -> Option<(Repository, Progress)> {
     let metrics = &mirror.0.metrics;
     metrics.fills.inc();
     let download = Download {
@@ -58,9 +58,15 @@ pub(super) async fn run(
             metrics.fill_failures.inc();
             tracing::warn!(repository = %source.stored, %digest, %error, "a download failed");
         }
-        download.publish(|progress| progress.end = Some(End::Failed(error.clone())));
+        metrics.fills.dec();
+        let last = sender.borrow().clone();
+        return last.map(|(repository, progress)| {
+            let end = Some(End::Failed(error));
+            (repository, Progress { end, ..progress })
+        });
     }
     metrics.fills.dec();
+    None
 }
 
 struct Download<'a> {

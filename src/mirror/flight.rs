@@ -54,14 +54,16 @@ where
     }
 
     /// Joins the work for `key`, beginning it where it is not under way. It runs as a task of its
-    /// own, so that it ends even when nobody waits for it any longer.
+    /// own, so that it ends even when nobody waits for it any longer. What it gives in the end is
+    /// its last state, published when the next to come begins anew: nobody is given the outcome of
+    /// work that had ended before they asked.
     pub(super) fn join<F>(
         &self,
         key: K,
         work: impl FnOnce(watch::Sender<Option<S>>) -> F,
     ) -> Flight<S>
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<S>> + Send + 'static,
     {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match flights.entry(key.clone()) {
@@ -77,11 +79,14 @@ where
                     key,
                     flights: Arc::clone(&self.0),
                 };
-                let work = work(sender);
+                let work = work(sender.clone());
                 tokio::spawn(async move {
-                    // Dropped after the work, and when that panics.
-                    let _landing = landing;
-                    work.await;
+                    let last = work.await;
+                    // Also dropped when the work panics.
+                    drop(landing);
+                    if last.is_some() {
+                        sender.send_replace(last);
+                    }
                 });
                 flight
             }
@@ -128,7 +133,8 @@ mod tests {
                     async move {
                         let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
                         gate.unwrap().await.unwrap();
-                        sender.send_replace(Some(number));
+                        drop(sender);
+                        Some(number)
                     }
                 }));
             }
@@ -136,10 +142,7 @@ mod tests {
             for flight in joined {
                 assert_eq!(flight.landed().await, Some(round));
             }
-            // The table is cleared by the task's end, which may be a moment after its last word.
-            while !flights.0.lock().unwrap().is_empty() {
-                tokio::task::yield_now().await;
-            }
+            assert!(flights.0.lock().unwrap().is_empty(), "before its last word");
         }
     }
 
@@ -149,8 +152,9 @@ mod tests {
         let (done, finished) = oneshot::channel();
         drop(flights.join(0, |sender| async move {
             tokio::task::yield_now().await;
-            sender.send_replace(Some(()));
             done.send(()).unwrap();
+            drop(sender);
+            Some(())
         }));
         finished.await.unwrap();
     }
@@ -163,9 +167,7 @@ mod tests {
         while !flights.0.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
-        let flight = flights.join(0, |sender| async move {
-            sender.send_replace(Some(1));
-        });
+        let flight = flights.join(0, |_sender| async { Some(1) });
         assert_eq!(flight.landed().await, Some(1));
     }
 }

@@ -91,7 +91,7 @@ impl Mirror {
                 let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
                 async move {
                     let resolved = mirror.resolve(&source, &tag, known, &sender).await;
-                    sender.send_replace(Some(Resolution::Known(resolved)));
+                    Some(Resolution::Known(resolved))
                 }
             });
         let Some(cached) = cached else {
@@ -221,12 +221,9 @@ impl Mirror {
         let flight = self
             .0
             .manifests
-            .join((source.stored.clone(), reference.clone()), |sender| {
+            .join((source.stored.clone(), reference.clone()), |_| {
                 let (mirror, source, reference) = (self.clone(), source.clone(), reference.clone());
-                async move {
-                    let fetched = mirror.download_manifest(&source, &reference).await;
-                    sender.send_replace(Some(fetched));
-                }
+                async move { Some(mirror.download_manifest(&source, &reference).await) }
             });
         flight.landed().await.unwrap_or_else(|| {
             Err(MirrorError::Abandoned(format!(

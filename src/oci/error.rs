@@ -62,4 +62,11 @@ impl<'a> ErrorBody<'a> {
             errors: [ErrorEntry { code, message }],
         }
     }
+
+    /// The message of the first error in a body, for the one who asked.
+    pub fn message(body: &[u8]) -> Option<String> {
+        let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let message = body.pointer("/errors/0/message")?.as_str()?;
+        Some(message.to_owned())
+    }
 }

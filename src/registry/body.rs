@@ -11,6 +11,7 @@ use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 
+use super::activity::Turn;
 use super::sendfile::{Chunk, Outbox};
 use crate::mirror::Piece;
 
@@ -24,6 +25,9 @@ pub struct Body {
     /// Where the bytes are counted, for those of images.
     served: Option<Counter>,
     access: Option<Access>,
+    /// Whose turn it is, where the connection has a deadline for its client.
+    turn: Option<Turn>,
+    counts_frames: bool,
     sent: u64,
     /// How many bytes make it whole, where that was promised.
     promised: Option<u64>,
@@ -57,6 +61,8 @@ impl Body {
             content,
             served: None,
             access: None,
+            turn: None,
+            counts_frames: false,
             sent: 0,
             promised: None,
             end,
@@ -115,6 +121,14 @@ impl Body {
         self.access = access;
         self
     }
+
+    /// Tells a connection whose turn it is while this is being sent: it is ours to its end, or,
+    /// where `counts_frames`, the client's after each frame until the next is asked for.
+    pub(super) fn taking(mut self, turn: Turn, counts_frames: bool) -> Self {
+        self.turn = Some(turn);
+        self.counts_frames = counts_frames;
+        self
+    }
 }
 
 impl http_body::Body for Body {
@@ -130,10 +144,20 @@ impl http_body::Body for Body {
             Content::Empty => None,
             Content::Full(bytes) => Some(Ok(Chunk::Bytes(std::mem::take(bytes)))),
             Content::Stream(stream) => match stream.as_mut().poll_next(context) {
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    if let Some(turn) = &mut this.turn {
+                        turn.ours();
+                    }
+                    return Poll::Pending;
+                }
                 Poll::Ready(next) => next,
             },
         };
+        if let Some(turn) = &mut this.turn
+            && this.counts_frames
+        {
+            turn.clients();
+        }
         if !matches!(this.content, Content::Stream(_)) {
             this.content = Content::Empty;
         }

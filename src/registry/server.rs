@@ -1,6 +1,7 @@
 //! Listening, and one task for each connection.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +11,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
-use super::Body;
+use super::activity::Activity;
 use super::sendfile::{Outbox, SendfileStream};
+use super::{Body, tls};
 use crate::metrics::Metrics;
+use crate::tls::LiveIdentity;
 
-/// How long a client may take to send the head of a request, and to begin the next.
-const HEAD_DEADLINE: Duration = Duration::from_mins(1);
 /// The most that is read of a head, in bytes.
 const HEAD_LIMIT: u32 = 64 * 1024;
 /// Connections at once. More wait to be accepted: each costs memory and a file descriptor.
@@ -30,6 +33,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub enum Listener {
     /// The registry's, and an admin listener on loopback.
     Tcp(TcpListener),
+    /// The registry's, with TLS.
+    Tls(TcpListener, Arc<LiveIdentity>),
     /// An admin listener's.
     Unix(UnixListener),
 }
@@ -37,31 +42,51 @@ pub enum Listener {
 /// Whatever connection a listener gives.
 enum Stream {
     Tcp(TcpStream),
+    Tls(TcpStream, Arc<LiveIdentity>),
     Unix(UnixStream),
 }
 
 impl Listener {
-    async fn accept(&self) -> std::io::Result<Stream> {
+    async fn accept(&self, idle: Duration) -> io::Result<Stream> {
         match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                // A head and the first bytes of a body go out at once, not after a round trip.
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+            Self::Tcp(listener) => Ok(Stream::Tcp(prepare(listener.accept().await?.0, idle)?)),
+            Self::Tls(listener, identity) => {
+                let socket = prepare(listener.accept().await?.0, idle)?;
+                Ok(Stream::Tls(socket, Arc::clone(identity)))
             }
             Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
     }
 }
 
-/// Serves until `stop` is true, then lets running answers end for at most `drain`. Returns whether
+fn prepare(socket: TcpStream, idle: Duration) -> io::Result<TcpStream> {
+    // A head and the first bytes of a body go out at once, not after a round trip.
+    socket.set_nodelay(true)?;
+    // The kernel ends a connection whose client has read nothing of what waits for it for so long.
+    // It alone can tell such a client from one that reads slowly: a socket is writable again only
+    // when a third of its buffer is free, which may take a slow client minutes.
+    let milliseconds = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
+    setsockopt(&socket, TcpUserTimeout, &milliseconds)?;
+    Ok(socket)
+}
+
+/// How long clients are waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Before one that sends nothing where it is its turn, or reads nothing, is disconnected.
+    pub idle: Duration,
+    /// Before running answers are broken off at the end.
+    pub drain: Duration,
+}
+
+/// Serves until `stop` is true, then lets running answers end. Returns whether
 /// all of them did.
 pub async fn serve<F>(
     listener: Listener,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
-    drain: impl Fn() -> Duration,
+    limits: impl Fn() -> Limits,
 ) -> bool
 where
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -75,7 +100,7 @@ where
         };
         let stream = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(limits().idle) => accepted,
         };
         let stream = match stream {
             Ok(stream) => stream,
@@ -86,16 +111,31 @@ where
             }
         };
         let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());
+        let (idle, mut stop) = (limits().idle, stop.clone());
         tokio::spawn(async move {
             let _place = place;
             metrics.connections.inc();
             match stream {
                 Stream::Tcp(socket) => {
                     let (stream, outbox) = SendfileStream::new(socket);
-                    connection(stream, Some(outbox), answer, watcher).await;
+                    connection(stream, Some(outbox), answer, watcher, idle).await;
+                }
+                Stream::Tls(socket, identity) => {
+                    let begun = tokio::select! {
+                        // Who has not even begun is not waited for.
+                        _ = stop.wait_for(|stop| *stop) => None,
+                        begun = tls::accept(socket, &identity) => Some(begun),
+                    };
+                    match begun {
+                        Some(Ok(stream)) => {
+                            connection(TokioIo::new(stream), None, answer, watcher, idle).await;
+                        }
+                        Some(Err(error)) => tracing::debug!(%error, "no TLS connection was made"),
+                        None => {}
+                    }
                 }
                 Stream::Unix(socket) => {
-                    connection(TokioIo::new(socket), None, answer, watcher).await;
+                    connection(TokioIo::new(socket), None, answer, watcher, idle).await;
                 }
             }
             metrics.connections.dec();
@@ -103,7 +143,7 @@ where
     }
     // Nobody can connect from here on.
     drop(listener);
-    tokio::time::timeout(drain(), graceful.shutdown())
+    tokio::time::timeout(limits().drain, graceful.shutdown())
         .await
         .is_ok()
 }
@@ -114,10 +154,16 @@ async fn connection<F>(
     outbox: Option<Outbox>,
     answer: impl Fn(Request<Incoming>) -> F,
     watcher: Watcher,
+    idle: Duration,
 ) where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let activity = Activity::new();
+    let requests = activity.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let turn = requests.turn();
+        // A part of a file may take a slow client long, and there the kernel knows better.
+        let counts_frames = request.version() > Version::HTTP_11;
         // Frames of HTTP/2 are interleaved and copied: an outbox is of no use to them.
         if request.version() <= Version::HTTP_11
             && let Some(outbox) = &outbox
@@ -125,25 +171,29 @@ async fn connection<F>(
             request.extensions_mut().insert(outbox.clone());
         }
         let answer = answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let response = answer.await.map(|body| body.taking(turn, counts_frames));
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
+        .header_read_timeout(idle)
         .max_buf_size(HEAD_LIMIT as usize)
         // A client that has said all it will may still listen.
         .half_close(true)
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(HEAD_DEADLINE)
+        .keep_alive_interval(idle)
         .max_header_list_size(HEAD_LIMIT);
-    if let Err(error) = watcher
-        .watch(builder.serve_connection(stream, service))
-        .await
-    {
-        // Mostly clients that left; what broke on our side is logged where it broke.
-        tracing::debug!(error = &*error, "a connection ended early");
+    let served = watcher.watch(builder.serve_connection(stream, service));
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            // Mostly clients that left; what broke on our side is logged where it broke.
+            tracing::debug!(error = &*error, "a connection ended early");
+        },
+        () = activity.passed(idle) => tracing::debug!("a client let its time pass"),
     }
 }

@@ -118,7 +118,7 @@ impl Filesystem {
         digest: &Digest,
     ) -> Result<bool, StoreError> {
         for algorithm in Algorithm::ALL {
-            let folder = layout::revisions(repository, algorithm.as_str());
+            let folder = layout::revisions(repository, algorithm);
             for hex in self.list(&folder)? {
                 let Ok(revision) = format!("{}:{hex}", algorithm.as_str()).parse() else {
                     continue;
@@ -338,27 +338,8 @@ impl Filesystem {
         })
     }
 
-    /// The names in a folder; none where the folder is missing.
     pub(super) fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
-        let path = self.root.join(folder);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(e) if absent(&e) => return Ok(Vec::new()),
-            Err(e) => return Err(StoreError::new("list", &path, e)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| StoreError::new("list", &path, e))?;
-            // Symbolic links are not of this layout: followed, they could lead in a circle.
-            if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
-                continue;
-            }
-            // Nor is a name that is not UTF-8.
-            if let Ok(name) = entry.file_name().into_string() {
-                names.push(name);
-            }
-        }
-        Ok(names)
+        list(&self.root.join(folder))
     }
 
     fn link(&self, path: &str, digest: &Digest) -> Result<(), StoreError> {
@@ -406,6 +387,28 @@ fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
     staged
         .persist(target)
         .map_err(|e| StoreError::new("write", target, e.error))
+}
+
+/// The names in a folder; none where the folder is missing.
+pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if absent(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(StoreError::new("list", folder, e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| StoreError::new("list", folder, e))?;
+        // Symbolic links are not of this layout: followed, they could lead in a circle.
+        if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            continue;
+        }
+        // Nor is a name that is not UTF-8.
+        if let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 pub(super) fn make_parent(of: &Path) -> Result<(), StoreError> {

@@ -71,6 +71,11 @@ pub fn repositories() -> String {
     format!("{V2}/repositories")
 }
 
+/// The folder of the blobs of one algorithm whose digests begin with these two digits.
+pub fn blobs_beginning(algorithm: Algorithm, digits: &str) -> String {
+    format!("{}/{digits}", blobs(algorithm))
+}
+
 /// A blob's or manifest's bytes.
 pub fn blob(digest: &Digest) -> String {
     let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
@@ -117,7 +122,8 @@ pub fn referrers(repository: &Repository, digest: &Digest) -> String {
 }
 
 /// The folder of a repository's manifests of one algorithm.
-pub fn revisions(repository: &Repository, algorithm: &str) -> String {
+pub fn revisions(repository: &Repository, algorithm: Algorithm) -> String {
+    let algorithm = algorithm.as_str();
     format!("{V2}/repositories/{repository}/_manifests/revisions/{algorithm}")
 }
 

@@ -135,7 +135,7 @@ impl Filesystem {
     fn revisions(&self, repository: &Repository) -> Result<Vec<Digest>, StoreError> {
         let mut all = Vec::new();
         for algorithm in Algorithm::ALL {
-            let folder = layout::revisions(repository, algorithm.as_str());
+            let folder = layout::revisions(repository, algorithm);
             all.append(&mut self.digests(&folder, algorithm)?);
         }
         Ok(all)

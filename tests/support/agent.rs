@@ -128,6 +128,11 @@ impl Setup {
         self.folder.path()
     }
 
+    /// Where it is to listen.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
     /// Starts the agent and waits until it is ready.
     #[track_caller]
     pub fn start(self) -> Agent {

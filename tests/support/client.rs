@@ -5,8 +5,11 @@ use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 
 use super::PATIENCE;
@@ -15,6 +18,7 @@ use super::PATIENCE;
 #[derive(Debug, Clone)]
 pub enum Client {
     Tcp(SocketAddr),
+    Tls(SocketAddr, Arc<ClientConfig>),
     Unix(PathBuf),
 }
 
@@ -47,6 +51,16 @@ impl Client {
                 stream.set_read_timeout(Some(PATIENCE))?;
                 Box::new(stream)
             }
+            Self::Tls(address, config) => {
+                let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                let name = ServerName::from(address.ip());
+                let connection = ClientConnection::new(Arc::clone(config), name);
+                Box::new(StreamOwned::new(
+                    connection.map_err(io::Error::other)?,
+                    stream,
+                ))
+            }
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
@@ -66,6 +80,12 @@ trait Stream: Read + Write + Send {
 impl Stream for TcpStream {
     fn give_up_after(&self, silence: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(silence))
+    }
+}
+
+impl Stream for StreamOwned<ClientConnection, TcpStream> {
+    fn give_up_after(&self, silence: Duration) -> io::Result<()> {
+        self.sock.set_read_timeout(Some(silence))
     }
 }
 

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 pub use fault::{Fault, Gate, On};
-pub use tls::Authority;
+#[allow(unused_imports, reason = "every test target uses a part of it")]
+pub use tls::{Authority, Issued};
 
 use super::image::{Blob, Image, Manifest};
 use super::{client, own_address};

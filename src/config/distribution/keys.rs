@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::super::convert::address;
-use super::super::error::quoted;
+use super::super::error::{KeyPath, quoted};
 use super::{Leaf, Translation, text};
 
 /// What becomes of a key.
@@ -138,16 +138,20 @@ const KEYS: &[(&str, Rule)] = &[
     ("http.headers", Honoured(header)),
     (
         "http.tls",
-        instead("not used: this version serves plain HTTP"),
+        instead("only certificate, key, clientcas and minimumtls have a meaning here"),
     ),
-    ("http.tls.certificate", Refused(NO_TLS)),
-    ("http.tls.clientcas", Refused(NO_TLS)),
+    ("http.tls.certificate", Honoured(tls_certificate)),
+    ("http.tls.key", Honoured(tls_key)),
+    ("http.tls.clientcas", Honoured(tls_client_authorities)),
     (
-        "http.tls.letsencrypt",
-        instead(
-            "no certificate is requested: this version serves plain HTTP; put a TLS proxy before it",
+        "http.tls.clientauth",
+        unless(
+            &["require-and-verify-client-cert"],
+            "with clientcas, every client must show a certificate of one of them",
         ),
     ),
+    ("http.tls.minimumtls", Honoured(tls_minimum)),
+    ("http.tls.letsencrypt", Honoured(tls_lets_encrypt)),
     ("http.debug.addr", Honoured(debug_address)),
     (
         "http.debug.prometheus",
@@ -218,9 +222,6 @@ const KEYS: &[(&str, Rule)] = &[
 
 const PRIVATE: &str = "unlike in registry:2, images that only this account can pull are neither kept \
                        nor given out: see share_private of upstreams";
-
-const NO_TLS: &str = "this version does not serve TLS yet: put a TLS proxy before it and remove \
-                      the key";
 
 /// The rule for a value, by the longest key that leads to it.
 pub(super) fn lookup(keys: &[&str]) -> Option<&'static (&'static str, Rule)> {
@@ -321,6 +322,59 @@ fn http_net(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
         );
         to.error(&leaf.path(), message);
     }
+}
+
+fn tls_certificate(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    set_text(to, leaf, &["tls", "certificate"], |text| text);
+}
+
+fn tls_key(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    set_text(to, leaf, &["tls", "key"], |text| text);
+}
+
+fn tls_client_authorities(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let file = match leaf.value {
+        Value::Array(files) => match files.as_slice() {
+            [] => return,
+            [file] => text(file),
+            _ => None,
+        },
+        file => text(file),
+    };
+    match file {
+        Some(file) => to.set(&["tls", "client_ca"], file.into(), &leaf.path()),
+        None => to.error(
+            &leaf.path(),
+            "must be one file: put the certificates of all authorities into it",
+        ),
+    }
+}
+
+fn tls_minimum(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.text().as_deref() {
+        Some("tls1.2") => {}
+        Some("tls1.0" | "tls1.1") => {
+            to.warn(&leaf.path(), "TLS 1.2 is the least that is served");
+        }
+        _ => to.error(
+            &leaf.path(),
+            format!("{} can't be had: TLS 1.2 and 1.3 are served", shown(leaf)),
+        ),
+    }
+}
+
+fn tls_lets_encrypt(to: &mut Translation<'_>, _: &Leaf<'_>) {
+    let key = "http.tls.letsencrypt";
+    let certificate = to.has("http.tls.certificate");
+    to.once(key, |to| {
+        if certificate {
+            to.warn(&KeyPath::of(key), "no certificate is requested: that of http.tls.certificate is shown");
+        } else {
+            // Plain HTTP where TLS was meant would be unsafe.
+            to.error(&KeyPath::of(key), "this version requests no certificates: name one by \
+                http.tls.certificate and http.tls.key, or put a TLS proxy before it and remove the key");
+        }
+    });
 }
 
 fn debug_address(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
