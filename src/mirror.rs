@@ -281,7 +281,9 @@ impl Mirror {
     /// images that share a layer can all be had without it.
     async fn admit(&self, source: &Source, digest: &Digest) -> Result<(), MirrorError> {
         let store = &self.0.store;
-        if store.has_link(&source.stored, digest).await? {
+        if self.0.fills.just_verified(&source.stored, digest)
+            || store.has_link(&source.stored, digest).await?
+        {
             return Ok(());
         }
         match self.ask_for_blob(source, digest).await {

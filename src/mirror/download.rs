@@ -109,9 +109,7 @@ impl Download<'_> {
         let store = &self.mirror.0.store;
         // The download before this one may have ended between our look and our joining.
         if let Some(blob) = store.blob(self.digest).await? {
-            self.mirror
-                .link_layer(&self.source.stored, self.digest)
-                .await;
+            self.mirror.admit(self.source, self.digest).await?;
             self.publish(|progress| {
                 *progress = Progress {
                     file: Some(blob.file),

@@ -49,6 +49,19 @@ pub(super) struct Fill {
 }
 
 impl Fills {
+    /// Whether a blob has just been downloaded for a repository, and is about to be linked.
+    pub(super) fn just_verified(&self, repository: &Repository, digest: &Digest) -> bool {
+        self.0.get(digest).is_some_and(|flight| {
+            flight
+                .state
+                .borrow()
+                .as_ref()
+                .is_some_and(|(of, progress)| {
+                    of == repository && matches!(progress.end, Some(End::Whole))
+                })
+        })
+    }
+
     /// Joins the download of a blob, beginning it from `source` where none is under way.
     pub(super) fn join(&self, mirror: &Mirror, source: &Source, digest: &Digest) -> Fill {
         let mut repository = source.stored.clone();

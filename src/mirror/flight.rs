@@ -47,6 +47,12 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     S: Send + Sync + 'static,
 {
+    /// The work for `key`, where it is under way.
+    pub(super) fn get(&self, key: &K) -> Option<Flight<S>> {
+        let flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.get(key).cloned()
+    }
+
     /// Joins the work for `key`, beginning it where it is not under way. It runs as a task of its
     /// own, so that it ends even when nobody waits for it any longer.
     pub(super) fn join<F>(
