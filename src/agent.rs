@@ -277,7 +277,7 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(errors) => {
-            tracing::error!(%errors, "the configuration is broken: the one before stays in force");
+            tracing::error!(%errors, "the configuration is broken: the one before stays in force: {errors}");
             return;
         }
     };
@@ -357,6 +357,6 @@ async fn tell_systemd(shared: Arc<Shared>) {
 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "systemd could not be told");
+        tracing::warn!(%error, "systemd could not be told: {error}");
     }
 }

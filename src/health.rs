@@ -77,9 +77,9 @@ pub async fn watch(
             }
             match (was_ready, health.ready) {
                 (false, true) => tracing::info!("ready"),
-                (true, false) => tracing::error!(problems = ?health.problems, "not ready"),
+                (true, false) => tracing::error!("not ready: {}", health.problems.join("; ")),
                 _ if !health.problems.is_empty() => {
-                    tracing::warn!(problems = ?health.problems, "the storage has problems");
+                    tracing::warn!("the storage has problems: {}", health.problems.join("; "));
                 }
                 _ => tracing::info!("the storage has recovered"),
             }
@@ -95,7 +95,7 @@ async fn probe(store: &Store) -> Result<(), String> {
         Ok(Ok(())) => Ok(()),
         // A mirror whose disk is full still serves what it has.
         Ok(Err(error)) if error.is_full() => {
-            tracing::warn!(%error, "the disk is full: nothing more is cached");
+            tracing::warn!(%error, "the disk is full: nothing more is cached: {error}");
             Ok(())
         }
         Ok(Err(error)) => Err(error.to_string()),

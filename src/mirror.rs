@@ -256,7 +256,7 @@ impl Mirror {
     async fn link_layer(&self, repository: &Repository, digest: &Digest) {
         let link = || self.0.store.link_layer(repository, digest);
         if let Err(error) = self.with_room(0, link).await {
-            tracing::warn!(%repository, %digest, %error, "a layer could not be linked");
+            tracing::warn!(%repository, %digest, %error, "a layer could not be linked: {error}");
         }
     }
 

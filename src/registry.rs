@@ -69,12 +69,12 @@ impl From<MirrorError> for Refusal {
         };
         if let MirrorError::Store(error) = &error {
             // Paths are for the log, not for clients.
-            tracing::error!(%error, "the store failed");
+            tracing::error!(%error, "the store failed: {error}");
             return Self::new(code, "this mirror's storage failed; its log says how");
         }
         if code == ErrorCode::Unavailable {
             // Clients go elsewhere without a word: only here can the operator learn of it.
-            tracing::warn!(%error, "a request could not be answered");
+            tracing::warn!(%error, "a request could not be answered: {error}");
         }
         Self::new(code, error.to_string())
     }

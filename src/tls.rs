@@ -269,7 +269,7 @@ impl LiveIdentity {
             }
             Err(errors) => {
                 for error in errors {
-                    tracing::error!(%error, "the new certificate can't be used: the one before stays in force");
+                    tracing::error!(%error, "the new certificate can't be used: the one before stays in force: {error}");
                 }
             }
         }

@@ -32,7 +32,7 @@ pub(super) fn run(sources: Sources) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "can't start");
+            tracing::error!(%error, "can't start: {error}");
             ExitCode::FAILURE
         }
     }

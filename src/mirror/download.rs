@@ -56,7 +56,7 @@ pub(super) async fn run(
     if let Err(error) = download.run().await {
         if !matches!(error, MirrorError::BlobUnknown(_)) {
             metrics.fill_failures.inc();
-            tracing::warn!(repository = %source.stored, %digest, %error, "a download failed");
+            tracing::warn!(repository = %source.stored, %digest, %error, "a download failed: {error}");
         }
         metrics.fills.dec();
         let last = sender.borrow().clone();
@@ -179,7 +179,7 @@ impl Download<'_> {
         if let Err(error) = self.keep(Arc::new(partial)).await {
             // Everybody has their bytes; what is lost is the cache's copy, which the next request
             // makes again.
-            tracing::error!(digest = %self.digest, %error, "a blob could not be kept");
+            tracing::error!(digest = %self.digest, %error, "a blob could not be kept: {error}");
             self.mirror.0.metrics.fill_failures.inc();
             store.discard_fill(self.digest).await?;
         }
@@ -242,7 +242,7 @@ impl Download<'_> {
     async fn pass_on(&self, partial: &Partial, error: &StoreError) {
         // First, since that is what makes room; who reads it has it open.
         if let Err(error) = self.mirror.0.store.discard_fill(self.digest).await {
-            tracing::warn!(digest = %self.digest, %error, "a download could not be removed");
+            tracing::warn!(digest = %self.digest, %error, "a download could not be removed: {error}");
         }
         self.unstored(error, |progress| {
             // There is more to come, which is held back until all of it is right.
@@ -255,7 +255,7 @@ impl Download<'_> {
         self.mirror.0.metrics.passed_through.inc();
         tracing::warn!(
             repository = %self.source.stored, digest = %self.digest, %error,
-            "a blob can't be stored: it passes through"
+            "a blob can't be stored: it passes through: {error}"
         );
         self.publish(end);
     }
@@ -299,7 +299,7 @@ impl Download<'_> {
             self.mirror.0.metrics.fill_resumptions.inc();
             tracing::info!(
                 repository = %self.source.stored, digest = %self.digest, at = partial.length, %error,
-                "a download broke off and goes on"
+                "a download broke off and goes on: {error}"
             );
             tokio::time::sleep(pause(breaks)).await;
         }

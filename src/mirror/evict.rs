@@ -48,7 +48,7 @@ impl Mirror {
             return;
         };
         if let Err(error) = self.evict_to_limit(&mut last).await {
-            tracing::warn!(%error, "the cache could not be kept within its limit");
+            tracing::warn!(%error, "the cache could not be kept within its limit: {error}");
         }
         self.0.metrics.set_cache_bytes(self.0.store.bytes());
     }
@@ -111,7 +111,7 @@ impl Mirror {
         let freed = self.evict_for(bytes, &mut last).await;
         self.0.metrics.set_cache_bytes(self.0.store.bytes());
         freed.unwrap_or_else(|error| {
-            tracing::warn!(%error, "no room could be made on a full disk");
+            tracing::warn!(%error, "no room could be made on a full disk: {error}");
             false
         })
     }

@@ -204,7 +204,7 @@ impl Mirror {
                     .await
             };
             if let Err(error) = moved {
-                tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept");
+                tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept: {error}");
             }
             return Ok(manifest);
         }
@@ -267,7 +267,7 @@ impl Mirror {
             .with_room(size, || store.put_manifest(&source.stored, &manifest, tag))
             .await;
         if let Err(error) = kept {
-            tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept");
+            tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");
         } else {
             self.link_shared(source, &manifest).await;
         }

@@ -31,7 +31,7 @@ impl Mirror {
             Ok(descriptors) => {
                 let kept = store.put_referrers(&source.stored, digest, &descriptors);
                 if let Err(error) = kept.await {
-                    tracing::warn!(repository = %source.stored, %digest, %error, "referrers could not be kept");
+                    tracing::warn!(repository = %source.stored, %digest, %error, "referrers could not be kept: {error}");
                 }
                 return Ok(Referrers {
                     descriptors,

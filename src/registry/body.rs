@@ -173,7 +173,7 @@ impl http_body::Body for Body {
                 }
             }
             Some(Err(error)) => {
-                tracing::warn!(%error, "an answer broke off");
+                tracing::warn!(%error, "an answer broke off: {error}");
                 this.end = "broken off";
             }
             None => this.end = "complete",
@@ -208,7 +208,11 @@ impl Drop for Body {
             milliseconds = u64::try_from(access.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             agent = access.agent,
             end = self.end,
-            "request",
+            // The journal shows people nothing but this.
+            "{} {} {}",
+            access.method,
+            access.path,
+            access.status.as_u16(),
         );
     }
 }

@@ -68,7 +68,7 @@ impl Outbox {
             Ok(sent) => sent,
         };
         part.take(sent)
-            .inspect_err(|error| tracing::error!(%error, "an answer broke off"))?;
+            .inspect_err(|error| tracing::error!(%error, "an answer broke off: {error}"))?;
         if part.length == 0 {
             parts.pop_front();
         }

@@ -110,7 +110,7 @@ impl Record {
         let mut state = self.state();
         // Said once, not for each of the thousands of requests that an outage lasts.
         if !std::mem::replace(&mut state.failing, true) && self.metrics.is_some() {
-            tracing::warn!(registry = self.registry, %error, "an upstream does not answer");
+            tracing::warn!(registry = self.registry, %error, "an upstream does not answer: {error}");
         }
         state.contact.failed = Some((SystemTime::now(), error.to_string()));
     }
