@@ -125,7 +125,11 @@ impl Registry {
         let route = Route::parse(&parts.uri);
         let kind = route.as_ref().map_or("other", Route::kind);
         let mut response = match route {
-            Ok(route) => self.dispatch(&parts, route).await,
+            Ok(route) => match self.at_once(&parts, &route) {
+                Some(response) => Ok(response),
+                // In a box: a download's state is large, and moved with every request otherwise.
+                None => Box::pin(self.dispatch(&parts, route)).await,
+            },
             Err(error) => Err(error.into()),
         }
         .unwrap_or_else(|refusal| error_answer(&refusal));
@@ -157,6 +161,24 @@ impl Registry {
         let promised = response.headers().get(CONTENT_LENGTH);
         let promised = promised.and_then(|length| length.to_str().ok()?.parse().ok());
         response.map(|body| body.observed(promised, served, access))
+    }
+
+    /// The answer to what needs no waiting.
+    fn at_once(&self, request: &http::request::Parts, route: &Route) -> Option<Response<Body>> {
+        let Route::Manifest {
+            name,
+            ns,
+            reference,
+        } = route
+        else {
+            return None;
+        };
+        if !matches!(request.method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        let source = self.mirror.source(name, ns.as_deref()).ok()?;
+        let served = self.mirror.manifest_at_once(&source, reference)?;
+        Some(manifest::respond(request, &served))
     }
 
     async fn dispatch(

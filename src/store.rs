@@ -232,13 +232,7 @@ impl Store {
         // The place is held while the file is read: what is written meanwhile takes it away, so
         // that what was read can't cover what is newer.
         let place = match self.0.manifests.get_value_or_guard_async(&key).await {
-            Ok(kept) => {
-                if self.0.is_to_be_told(&kept) {
-                    let (store, digest) = (Arc::clone(&self.0), digest.clone());
-                    tokio::task::spawn_blocking(move || store.files.touch(&digest));
-                }
-                return Ok(Some(Arc::clone(&kept.manifest)));
-            }
+            Ok(kept) => return Ok(Some(self.used(&kept))),
             Err(place) => place,
         };
         let read = self.run(move |store| {
@@ -253,6 +247,26 @@ impl Store {
         };
         let _ = place.insert(self.0.kept(Arc::clone(&manifest)));
         Ok(Some(manifest))
+    }
+
+    /// A manifest of a repository, where it is in memory.
+    pub fn recent_manifest(&self, of: &Repository, digest: &Digest) -> Option<Arc<Manifest>> {
+        let kept = self.0.manifests.get(&(of.clone(), digest.clone()))?;
+        Some(self.used(&kept))
+    }
+
+    /// Which manifest a tag is, where that is in memory.
+    pub fn recent_tag(&self, of: &Repository, tag: &Tag) -> Option<TagLink> {
+        self.0.tags.get(&(of.clone(), tag.clone()))
+    }
+
+    /// Gives what is in memory, and notes in the files, now and then, that it is in use.
+    fn used(&self, kept: &Kept) -> Arc<Manifest> {
+        if self.0.is_to_be_told(kept) {
+            let (store, digest) = (Arc::clone(&self.0), kept.manifest.digest.clone());
+            tokio::task::spawn_blocking(move || store.files.touch(&digest));
+        }
+        Arc::clone(&kept.manifest)
     }
 
     /// Which manifest a tag is, and when that was last confirmed.

@@ -67,6 +67,32 @@ impl Mirror {
         }
     }
 
+    /// A manifest that is in memory, and fresh where it is asked for by tag: what nearly all
+    /// requests are for, and what can be answered without waiting for anything.
+    pub fn manifest_at_once(&self, source: &Source, reference: &Reference) -> Option<Served> {
+        let store = &self.0.store;
+        let (manifest, age) = match reference {
+            Reference::Digest(digest) => (store.recent_manifest(&source.stored, digest)?, None),
+            Reference::Tag(tag) => {
+                let link = store.recent_tag(&source.stored, tag)?;
+                let age = age(link.confirmed)?;
+                if age >= source.upstream.stretched(self.live().freshness.window) {
+                    return None;
+                }
+                (
+                    store.recent_manifest(&source.stored, &link.digest)?,
+                    Some(age),
+                )
+            }
+        };
+        self.0.metrics.manifest_hits.inc();
+        Some(Served {
+            manifest,
+            age,
+            stale: None,
+        })
+    }
+
     async fn tag(&self, source: &Source, tag: &Tag) -> Result<Served, MirrorError> {
         let freshness = self.live().freshness;
         let cached = self.cached_tag(source, tag).await?;

@@ -6,7 +6,7 @@ use http::{HeaderValue, Response, StatusCode};
 
 use super::blob::matches_etag;
 use super::{Body, Refusal, STALE};
-use crate::mirror::{Mirror, Source};
+use crate::mirror::{Mirror, Served, Source};
 use crate::oci::Reference;
 use crate::upstream::CONTENT_DIGEST;
 
@@ -17,6 +17,11 @@ pub(super) async fn answer(
     reference: &Reference,
 ) -> Result<Response<Body>, Refusal> {
     let served = mirror.manifest(source, reference).await?;
+    Ok(respond(request, &served))
+}
+
+/// The answer with a manifest.
+pub(super) fn respond(request: &Parts, served: &Served) -> Response<Body> {
     let manifest = &served.manifest;
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
@@ -38,9 +43,9 @@ pub(super) async fn answer(
     }
     if matches_etag(&request.headers, &manifest.digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return Ok(response);
+        return response;
     }
     headers.insert(CONTENT_LENGTH, manifest.bytes.len().into());
     *response.body_mut() = Body::full(manifest.bytes.clone());
-    Ok(response)
+    response
 }
