@@ -71,8 +71,8 @@ fn docker_registry_serves_the_root_that_the_agent_filled() {
     let host = host_with_mirror(&network, &[&hub, &ghcr], &mirror_of_two());
     let agent = Agent::on(&host);
     Docker::on(&host).pull("layers:1");
-    // Not docker, which asks for no layer that it has of another image.
-    Skopeo::on(&host).copy(&format!("{LOCAL}/ghcr.io/owner/other:2"));
+    // docker asks for no layer that it has of another image: these two share their first.
+    Docker::on(&host).pull(&format!("{LOCAL}/ghcr.io/owner/other:2"));
     agent.assert_stores(image.contents().into_iter().chain(other.contents()));
     agent.systemctl("stop");
     hub.switch_off();
