@@ -191,8 +191,11 @@ impl Download<'_> {
     async fn verified(&self, partial: Partial) -> Result<Partial, Stop> {
         let right = |partial: &Partial| partial.hasher.clone().finish() == *self.digest;
         self.publish(|progress| progress.file = Some(Arc::clone(&partial.file)));
-        // Killed between its last byte and its name: nothing is missing, and nobody is asked.
+        // Killed between its last byte and its name: nothing is missing. But it may have been for
+        // another repository, and who reads it has to be admitted as to any blob that is here.
         if partial.length > 0 && right(&partial) {
+            let admitted = self.mirror.admit(self.source, self.digest).await;
+            admitted.map_err(Stop::End)?;
             return Ok(partial);
         }
         let partial = self.download(partial).await?;
@@ -352,7 +355,9 @@ impl Download<'_> {
                 return Err(self.source.mismatch(self.digest).into());
             }
             partial = self.append(partial, batch, total).await?;
-            self.publish(|progress| progress.readable = readable(partial.length, progress.total));
+            self.publish(|progress| {
+                progress.readable = self.readable(partial.length, progress.total);
+            });
             match end {
                 None => {}
                 Some(Ok(())) if total.is_some_and(|total| partial.length < total) => {
