@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::fill::{End, Progress};
 use super::{Mirror, MirrorError, Source, blob_error};
+use crate::failpoint::failpoint;
 use crate::oci::{Digest, Hasher};
 use crate::store::{Partial, StoreError};
 
@@ -199,6 +200,7 @@ impl Download<'_> {
             return Ok(partial);
         }
         let partial = self.download(partial).await?;
+        failpoint!(FillUnchecked);
         if right(&partial) {
             return Ok(partial);
         }
@@ -217,12 +219,14 @@ impl Download<'_> {
     /// Makes what has been verified a blob of the store.
     async fn keep(&self, partial: Arc<Partial>) -> Result<(), StoreError> {
         let store = &self.mirror.0.store;
+        failpoint!(FillVerified);
         store.sync_fill(&partial).await?;
         let repository = &self.source.stored;
         let commit = || store.commit_fill(repository, self.digest, &partial);
         if !self.mirror.with_room(0, commit).await? {
             self.mirror.link_layer(repository, self.digest).await;
         }
+        failpoint!(FillLinked);
         Ok(())
     }
 
