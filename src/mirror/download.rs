@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::fill::{End, Progress};
 use super::{Mirror, MirrorError, Source, blob_error};
+use crate::failpoint::failpoint;
 use crate::oci::{Digest, Hasher};
 use crate::store::{Partial, StoreError};
 
@@ -191,11 +192,15 @@ impl Download<'_> {
     async fn verified(&self, partial: Partial) -> Result<Partial, Stop> {
         let right = |partial: &Partial| partial.hasher.clone().finish() == *self.digest;
         self.publish(|progress| progress.file = Some(Arc::clone(&partial.file)));
-        // Killed between its last byte and its name: nothing is missing, and nobody is asked.
+        // Killed between its last byte and its name: nothing is missing. But it may have been for
+        // another repository, and who reads it has to be admitted as to any blob that is here.
         if partial.length > 0 && right(&partial) {
+            let admitted = self.mirror.admit(self.source, self.digest).await;
+            admitted.map_err(Stop::End)?;
             return Ok(partial);
         }
         let partial = self.download(partial).await?;
+        failpoint!(FillUnchecked);
         if right(&partial) {
             return Ok(partial);
         }
@@ -214,12 +219,14 @@ impl Download<'_> {
     /// Makes what has been verified a blob of the store.
     async fn keep(&self, partial: Arc<Partial>) -> Result<(), StoreError> {
         let store = &self.mirror.0.store;
+        failpoint!(FillVerified);
         store.sync_fill(&partial).await?;
         let repository = &self.source.stored;
         let commit = || store.commit_fill(repository, self.digest, &partial);
         if !self.mirror.with_room(0, commit).await? {
             self.mirror.link_layer(repository, self.digest).await;
         }
+        failpoint!(FillLinked);
         Ok(())
     }
 
@@ -352,7 +359,9 @@ impl Download<'_> {
                 return Err(self.source.mismatch(self.digest).into());
             }
             partial = self.append(partial, batch, total).await?;
-            self.publish(|progress| progress.readable = readable(partial.length, progress.total));
+            self.publish(|progress| {
+                progress.readable = self.readable(partial.length, progress.total);
+            });
             match end {
                 None => {}
                 Some(Ok(())) if total.is_some_and(|total| partial.length < total) => {

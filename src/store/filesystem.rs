@@ -20,6 +20,7 @@ use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
 use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
+use crate::failpoint::failpoint;
 use crate::oci::{Algorithm, Digest, MANIFEST_LIMIT, Manifest, Tag};
 
 /// How exactly a blob's last use is known: a file that is served a thousand times a second is not
@@ -208,9 +209,13 @@ impl Filesystem {
         let before = fs::metadata(&target).map_or(0, |metadata| metadata.len());
         let more = (manifest.bytes.len() as u64).saturating_sub(before);
         let staged = self.stage(&target, &manifest.bytes)?;
+        failpoint!(ManifestStaged);
         self.usage.add(digest, more, || place(staged, &target))?;
         sync_parent(&target)?;
-        self.link(&layout::revision_link(repository, digest), digest)
+        failpoint!(ManifestWritten);
+        self.link(&layout::revision_link(repository, digest), digest)?;
+        failpoint!(RevisionLinked);
+        Ok(())
     }
 
     /// Moves a tag to a manifest that is stored, as confirmed now; a tag of one that is not (it has
@@ -227,7 +232,14 @@ impl Filesystem {
             return Ok(());
         }
         self.link(&layout::tag_index_link(repository, tag, digest), digest)?;
-        self.link(&layout::tag_link(repository, tag), digest)
+        failpoint!(IndexLinked);
+        let target = self.root.join(layout::tag_link(repository, tag));
+        let staged = self.stage(&target, digest.as_str().as_bytes())?;
+        failpoint!(TagStaged);
+        place(staged, &target)?;
+        sync_parent(&target)?;
+        failpoint!(TagMoved);
+        Ok(())
     }
 
     /// Records that the upstream has confirmed a tag now.

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::filesystem::{Filesystem, absent, make_parent, sync_parent};
 use super::lease::BlobFile;
 use super::{StoreError, layout};
+use crate::failpoint::failpoint;
 use crate::oci::{Digest, Hasher};
 
 /// A blob that is being downloaded.
@@ -37,6 +38,7 @@ impl Partial {
             .map_err(|e| StoreError::new("write", &self.path, e))?;
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
+        failpoint!(FillBegun);
         Ok(())
     }
 }
@@ -71,6 +73,7 @@ impl Filesystem {
                 }
             }
         }
+        failpoint!(FillOpened);
         Ok(Partial {
             file: Arc::new(BlobFile::new(file, lease)),
             path,
@@ -89,9 +92,11 @@ impl Filesystem {
             .set_times(now)
             .map_err(|e| StoreError::new("touch", &partial.path, e))?;
         make_parent(&target)?;
+        failpoint!(FillSynced);
         self.usage.add(digest, partial.length, || {
             fs::rename(&partial.path, &target).map_err(|e| StoreError::new("write", &target, e))
         })?;
+        failpoint!(FillRenamed);
         sync_parent(&target)
     }
 

@@ -383,8 +383,15 @@ impl Agent {
         self.process = Process::start(&self.setup);
     }
 
+    /// What its environment says from its next start on.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        let own = |&(name, value): &(&str, &str)| (name.into(), value.into());
+        self.setup.environment = variables.iter().map(own).collect();
+    }
+
+    /// Waits until it has ended, to be started again.
     #[track_caller]
-    fn wait(&mut self) -> Exit {
+    pub fn wait(&mut self) -> Exit {
         let mut status = None;
         eventually(PATIENCE, "the agent has ended", || {
             status = self.process.child.try_wait().expect("the agent's status");
