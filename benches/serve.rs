@@ -6,26 +6,26 @@
 #![expect(clippy::print_stdout, reason = "a bench prints what it measured")]
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
-use registry_agent::oci::{Algorithm, Digest, Hasher};
-use registry_agent::store::layout::{self, Repository};
+use registry_agent::oci::Digest;
+use registry_agent::store::layout;
 
-const GIB: u64 = 1 << 30;
+use support::{GIB, Server, agent, fill, free_port, get, median, write};
+
+mod support;
+
 const TURNS: usize = 8;
 /// Clients at once, each of which reads the blob once a turn.
 const CLIENTS: u32 = 2;
-const DEADLINE: Duration = Duration::from_secs(20);
 
 fn main() {
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
     let store = root.path().join("store");
     let (blob, manifest) = fill(&store);
-    let ours = agent(root.path(), &store);
+    let ours = agent(root.path(), &store, "http://127.0.0.1:9");
     let theirs = nginx(root.path(), &store, &blob, &manifest);
     let blob_path = format!("/v2/library/bench/blobs/{blob}");
 
@@ -67,124 +67,6 @@ fn main() {
     }
 }
 
-/// A store with one blob and one manifest, as if they had been mirrored.
-fn fill(store: &Path) -> (Digest, Digest) {
-    let mut hasher = Hasher::new(Algorithm::Sha256);
-    let mut block = vec![0u8; 1 << 20];
-    let temporary = store.join("blob");
-    fs::create_dir_all(store).expect("a folder");
-    let mut file = create(&temporary);
-    for number in 0..GIB >> 20 {
-        for (at, byte) in block.iter_mut().enumerate() {
-            *byte = (at as u64).wrapping_mul(number + 7).to_le_bytes()[0];
-        }
-        hasher.update(&block);
-        file.write_all(&block).expect("a written blob");
-    }
-    let blob = hasher.finish();
-    let path = store.join(layout::blob(&blob));
-    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-    fs::rename(&temporary, &path).expect("a blob");
-    let manifest = format!(
-        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{blob}","size":{GIB}}},"layers":[{}]}}"#,
-        vec![format!(r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{blob}","size":{GIB}}}"#); 8].join(",")
-    );
-    let digest = Digest::of(Algorithm::Sha256, manifest.as_bytes());
-    let repository = Repository::from_path("library/bench".to_owned());
-    let tag = "latest".parse().expect("a tag");
-    for (path, bytes) in [
-        (layout::layer_link(&repository, &blob), blob.as_str()),
-        (layout::blob(&digest), manifest.as_str()),
-        (layout::revision_link(&repository, &digest), digest.as_str()),
-        (layout::tag_link(&repository, &tag), digest.as_str()),
-    ] {
-        let path = store.join(path);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        create(&path)
-            .write_all(bytes.as_bytes())
-            .expect("a written file");
-    }
-    (blob, digest)
-}
-
-fn create(path: &Path) -> fs::File {
-    fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .open(path)
-        .expect("a new file")
-}
-
-struct Server {
-    process: Child,
-    port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // nginx ends its workers at SIGTERM, not at SIGKILL.
-        let _ = Command::new("kill")
-            .arg(self.process.id().to_string())
-            .status();
-        let _ = self.process.wait();
-    }
-}
-
-impl Server {
-    fn start(port: u16, command: &mut Command) -> Self {
-        let process = command.stdin(Stdio::null()).spawn().expect("a server");
-        let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            assert!(began.elapsed() < DEADLINE, "a server did not start");
-        }
-        Self { process, port }
-    }
-
-    /// User and system seconds of the process and its children, so far.
-    fn cpu(&self) -> f64 {
-        let mut ticks = 0.0;
-        for entry in fs::read_dir("/proc").expect("/proc") {
-            let path = entry.expect("an entry").path().join("stat");
-            let Ok(stat) = fs::read_to_string(path) else {
-                continue;
-            };
-            let Some((head, rest)) = stat.rsplit_once(") ") else {
-                continue;
-            };
-            let fields: Vec<&str> = rest.split(' ').collect();
-            let id = head.split(' ').next().unwrap_or_default();
-            let own = self.process.id().to_string();
-            if id == own || fields[1] == own {
-                ticks += fields[11].parse::<f64>().unwrap_or(0.0)
-                    + fields[12].parse::<f64>().unwrap_or(0.0);
-            }
-        }
-        ticks / 100.0
-    }
-}
-
-fn free_port() -> u16 {
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    free.local_addr().expect("its address").port()
-}
-
-fn agent(root: &Path, store: &Path) -> Server {
-    let port = free_port();
-    let config = root.join("agent.yaml");
-    let text = format!(
-        "listen: 127.0.0.1:{port}\nadmin: unix:{root}/admin.sock\nstorage: {{ filesystem: {{ root: {store} }} }}\n\
-         upstreams: [{{ registry: docker.io, url: http://127.0.0.1:9 }}]\nfreshness: {{ window: 1h }}\nlog: {{ access: false }}\n",
-        root = root.display(),
-        store = store.display()
-    );
-    create(&config)
-        .write_all(text.as_bytes())
-        .expect("a configuration");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_registry-agent"));
-    Server::start(port, command.arg("run").arg("--config").arg(config))
-}
-
 fn nginx(root: &Path, store: &Path, blob: &Digest, manifest: &Digest) -> Server {
     let port = free_port();
     let folder = root.join("nginx");
@@ -202,15 +84,35 @@ fn nginx(root: &Path, store: &Path, blob: &Digest, manifest: &Digest) -> Server 
         manifest = store.join(layout::blob(manifest)).display(),
     );
     let config = folder.join("nginx.conf");
-    create(&config)
-        .write_all(text.as_bytes())
-        .expect("a configuration");
+    write(&config, &text);
     Server::start(port, Command::new("nginx").arg("-c").arg(config))
+}
+
+/// User and system seconds of a server's process and its children, so far.
+fn cpu(server: &Server) -> f64 {
+    let mut ticks = 0.0;
+    for entry in fs::read_dir("/proc").expect("/proc") {
+        let path = entry.expect("an entry").path().join("stat");
+        let Ok(stat) = fs::read_to_string(path) else {
+            continue;
+        };
+        let Some((head, rest)) = stat.rsplit_once(") ") else {
+            continue;
+        };
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let id = head.split(' ').next().unwrap_or_default();
+        let own = server.process.id().to_string();
+        if id == own || fields[1] == own {
+            ticks +=
+                fields[11].parse::<f64>().unwrap_or(0.0) + fields[12].parse::<f64>().unwrap_or(0.0);
+        }
+    }
+    ticks / 100.0
 }
 
 /// CPU seconds for a GiB, and wall seconds, of [`CLIENTS`] downloads at once.
 fn download(server: &Server, path: &str) -> (f64, f64) {
-    let (cpu, began) = (server.cpu(), Instant::now());
+    let (before, began) = (cpu(server), Instant::now());
     let read: u64 = std::thread::scope(|scope| {
         let readers: Vec<_> = (0..CLIENTS)
             .map(|_| scope.spawn(|| get(server.port, path)))
@@ -222,26 +124,9 @@ fn download(server: &Server, path: &str) -> (f64, f64) {
     });
     assert!(read >= u64::from(CLIENTS) * GIB, "{read} bytes of {path}");
     (
-        (server.cpu() - cpu) / f64::from(CLIENTS),
+        (cpu(server) - before) / f64::from(CLIENTS),
         began.elapsed().as_secs_f64(),
     )
-}
-
-fn get(port: u16, path: &str) -> u64 {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
-    )
-    .expect("a request");
-    let mut buffer = vec![0; 256 * 1024];
-    let mut total = 0;
-    loop {
-        match stream.read(&mut buffer).expect("an answer") {
-            0 => return total,
-            read => total += read as u64,
-        }
-    }
 }
 
 fn requests(server: &Server, path: &str) -> f64 {
@@ -256,9 +141,4 @@ fn requests(server: &Server, path: &str) -> f64 {
         .lines()
         .find_map(|line| line.strip_prefix("Requests/sec:"));
     line.expect("a rate").trim().parse().expect("a number")
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
