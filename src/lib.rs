@@ -13,9 +13,8 @@
 //!
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
-//! [`metrics`] and [`log`] tell people; [`tls`]
-//! reads certificates; [`cli`] is the command line; [`failpoint`] kills a debug build where a test
-//! says so.
+//! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`cli`] is the command line;
+//! [`failpoint`] kills a debug build where a test says so.
 
 pub mod admin;
 pub mod agent;
