@@ -27,8 +27,9 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AdminAddress, ClientSettings, Credentials, Freshness, HealthSettings, LogFormat, LogLevel,
-    LogSettings, Role, Secret, Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
+    AdminAddress, ClientSettings, Credentials, DockerSettings, Drift, Freshness, HealthSettings,
+    HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart, Role, Secret, Settings,
+    Storage, Timeouts, TlsSettings, UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

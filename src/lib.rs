@@ -11,6 +11,9 @@
 //! - [`store`] keeps blobs, manifests and tags in distribution's layout; [`upstream`] asks other
 //!   registries.
 //!
+//! **Host** ([`host`]: facts -> plan -> apply -> verify) wires this host's container engines to the
+//! mirror; [`systemd`] is how it and the agent speak with the service manager.
+//!
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
 //! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`cli`] is the command line;
@@ -22,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod failpoint;
 pub mod health;
+pub mod host;
 pub mod log;
 pub mod metrics;
 pub mod mirror;
@@ -29,5 +33,6 @@ pub mod oci;
 pub mod registry;
 pub mod status;
 pub mod store;
+pub mod systemd;
 pub mod tls;
 pub mod upstream;

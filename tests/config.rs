@@ -178,6 +178,19 @@ fn shown(settings: &Settings) -> Value {
         "access": settings.log.access,
         "fields": fields,
         "drain": format!("{:?}", settings.drain),
+        "host": {
+            "mirror": settings.host.mirror.as_str(),
+            "ca": settings.host.ca.as_ref().map(|ca| ca.file_name().unwrap().to_str()),
+            "docker": format!("{:?}", settings.host.docker),
+            "engines": [
+                format!("{:?}", settings.host.containerd),
+                format!("{:?}", settings.host.podman),
+                format!("{:?}", settings.host.buildkit),
+            ],
+            "drift": format!("{:?}", settings.host.drift),
+            "withdraw_after": format!("{:?}", settings.host.withdraw_after),
+            "local_name": settings.host.local_name,
+        },
     })
 }
 

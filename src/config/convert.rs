@@ -1,6 +1,7 @@
 //! From what was said to settings that can't be invalid.
 
 mod credentials;
+mod host;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -113,6 +114,10 @@ impl Conversion<'_> {
         let interval = self.duration("health.interval", health.interval, 10, least);
         let headers = self.headers(fragment.headers.unwrap_or_default());
         let drain = self.duration("drain", fragment.drain, 30, Duration::ZERO);
+        let dns = fragment.fleet.unwrap_or_default().dns.unwrap_or_default();
+        let local_name = dns.hosts.unwrap_or_default().name;
+        let host = fragment.host.unwrap_or_default();
+        let host = self.host(host, local_name, listen, tls.is_some());
         Some(Settings {
             role: fragment.role.unwrap_or(Role::Mirror),
             listen: listen?,
@@ -138,6 +143,7 @@ impl Conversion<'_> {
             headers,
             log: log(fragment.log.unwrap_or_default()),
             drain: drain?,
+            host: host?,
         })
     }
 

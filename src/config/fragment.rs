@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::settings::{LogFormat, LogLevel, Role, Secret};
+use super::settings::{Drift, LogFormat, LogLevel, Restart, Role, Secret};
 
 /// The configuration of registry-agent: `/etc/registry-agent/config.yaml`, the files in
 /// `config.d/` beside it, and `REGISTRY_AGENT_*` environment variables, of which the last to name
@@ -51,6 +51,107 @@ pub(super) struct Fragment {
     /// How long running answers may go on after SIGTERM. Default: 30s.
     #[schemars(example = &"30s")]
     pub drain: Option<String>,
+    /// How this host's container engines are wired, by `plan`, `apply` and
+    /// registry-agent-host.service.
+    pub host: Option<HostFragment>,
+    /// How this host takes part in a fleet.
+    pub fleet: Option<FleetFragment>,
+}
+
+/// How this host's container engines are wired.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HostFragment {
+    /// What the engines are told: http or https, a host, perhaps a port. Default: this host's
+    /// registry, by `listen`.
+    #[schemars(example = &"http://127.0.0.1:5000", example = &"http://docker-mirror.local")]
+    pub mirror: Option<String>,
+    /// The authority of an https mirror whose certificate the system does not trust, in PEM; a path
+    /// that does not begin with `/` is beside the file that says it.
+    #[schemars(example = &"/etc/registry-agent/mirror-ca.crt")]
+    pub ca: Option<String>,
+    /// docker.
+    pub docker: Option<DockerFragment>,
+    /// containerd, by its `certs.d`.
+    pub containerd: Option<EngineFragment>,
+    /// podman, buildah, skopeo and CRI-O, by a drop-in of their `registries.conf.d`.
+    pub podman: Option<EngineFragment>,
+    /// A buildkitd of its own, by its `buildkitd.toml`.
+    pub buildkit: Option<EngineFragment>,
+    /// What is done when somebody else changes what was wired. Default: correct.
+    pub drift: Option<Drift>,
+    /// How long the mirror has to have failed before the engines are told to go without it.
+    /// Default: 30s.
+    #[schemars(example = &"30s")]
+    pub withdraw_after: Option<String>,
+}
+
+/// How this host takes part in a fleet.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FleetFragment {
+    /// The names by which registries are found.
+    pub dns: Option<DnsFragment>,
+}
+
+/// The names by which registries are found.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DnsFragment {
+    /// A name of this host's own registry, for this host alone.
+    pub hosts: Option<HostsFragment>,
+}
+
+/// A name of this host's own registry, in `/etc/hosts`.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HostsFragment {
+    /// The name. Default: none.
+    #[schemars(example = &"docker-local.example.com")]
+    pub name: Option<String>,
+}
+
+/// How docker is wired.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DockerFragment {
+    /// `true` (it has to be here), `false` (it is left alone), `auto` (where it is here) or
+    /// `report` (what would be changed is only said). Default: auto.
+    pub manage: Option<ManageFragment>,
+    /// Whether the daemon may be restarted where a reload is not enough, which ends its containers
+    /// unless it has `live-restore`. Default: never.
+    pub restart: Option<Restart>,
+    /// `experimental` in `daemon.json`. Default: as it is there.
+    pub experimental: Option<bool>,
+}
+
+/// How an engine is wired.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EngineFragment {
+    /// `true` (it has to be here), `false` (it is left alone), `auto` (where it is here) or
+    /// `report` (what would be changed is only said). Default: auto.
+    pub manage: Option<ManageFragment>,
+}
+
+/// Whether an engine is wired: true, false, auto or report.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum ManageFragment {
+    /// true: it has to be here; false: it is left alone.
+    Flag(bool),
+    /// By a word.
+    Word(ManageWord),
+}
+
+/// Whether an engine is wired, by a word.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ManageWord {
+    /// Where it is here.
+    Auto,
+    /// What would be changed is only said.
+    Report,
 }
 
 /// TLS on the registry's port: HTTP/2 and HTTP/1.1. Changed files are taken over within a minute,

@@ -44,6 +44,75 @@ pub struct Settings {
     pub log: LogSettings,
     /// How long running answers may go on after SIGTERM.
     pub drain: Duration,
+    /// How this host's container engines are wired.
+    pub host: HostSettings,
+}
+
+/// How this host's container engines are wired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSettings {
+    /// What the engines are told: http or https, a host, perhaps a port; no path.
+    pub mirror: Url,
+    /// The authority, in PEM, of a mirror that speaks https with a certificate of its own.
+    pub ca: Option<PathBuf>,
+    /// docker.
+    pub docker: DockerSettings,
+    /// containerd's `certs.d`.
+    pub containerd: Manage,
+    /// podman, buildah, skopeo and CRI-O.
+    pub podman: Manage,
+    /// buildkitd.
+    pub buildkit: Manage,
+    /// What is done when somebody else has changed what was wired.
+    pub drift: Drift,
+    /// How long the mirror has to have failed before the engines are told to go without it.
+    pub withdraw_after: Duration,
+    /// A name that `/etc/hosts` gives this host's registry (`docker-local.example.com`).
+    pub local_name: Option<String>,
+}
+
+/// How docker is wired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DockerSettings {
+    /// Whether it is.
+    pub manage: Manage,
+    /// Whether its daemon may be restarted.
+    pub restart: Restart,
+    /// `experimental` in `daemon.json`; nothing is written where it is not said.
+    pub experimental: Option<bool>,
+}
+
+/// Whether an engine is wired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manage {
+    /// Where it is here.
+    Auto,
+    /// It has to be here: a host without it is an error.
+    Always,
+    /// It is left alone.
+    Never,
+    /// What would be changed is said, and nothing is.
+    Report,
+}
+
+/// Whether a daemon may be restarted where a reload is not enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never: what needs it is refused.
+    Never,
+    /// Where nothing else works.
+    IfNeeded,
+}
+
+/// What is done when somebody else has changed what was wired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Drift {
+    /// It is said, and put right.
+    Correct,
+    /// It is said.
+    Report,
 }
 
 /// What the agent does on this host.
