@@ -5,5 +5,11 @@
 //!   recorded facts, and tried on another machine.
 //! - `apply` is the only place that changes anything, with a journal to take it back.
 
+pub mod apply;
+pub mod docker_api;
 pub mod facts;
+pub mod observe;
 pub mod plan;
+mod program;
+pub mod read;
+pub mod system;
