@@ -1,5 +1,5 @@
-//! How the service manager is spoken with: org.freedesktop.systemd1(5) over D-Bus, sd_notify(3) and
-//! sd_listen_fds(3).
+//! How the service manager is spoken with: org.freedesktop.systemd1(5) over D-Bus, `sd_notify(3)` and
+//! `sd_listen_fds(3)`.
 //!
 //! - [`manager`] is the connection: what a unit is, and what asks for no job.
 //! - [`job`] starts, stops, restarts and reloads, and knows whether it came to pass.

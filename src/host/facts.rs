@@ -78,7 +78,8 @@ pub struct ContainerdFacts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PodmanFacts {
-    /// `podman --version`, or of buildah or skopeo where they are alone.
+    /// `podman --version`, or of buildah or skopeo where they are alone; absent where nobody has
+    /// asked, since nothing depends on it.
     pub version: Option<String>,
     /// `crio.service`, where it is loaded.
     pub crio: Option<UnitFacts>,

@@ -12,7 +12,7 @@ use super::facts::FileFacts;
 
 /// What an engine reads as its configuration is a few kilobytes.
 pub const LIMIT: u64 = 1024 * 1024;
-/// As many as Linux follows (path_resolution(7)).
+/// As many as Linux follows (`path_resolution(7)`).
 const LINKS: usize = 40;
 
 /// What there is at this path. Nothing is opened but a regular file, no more of it is read than

@@ -111,12 +111,16 @@ impl fmt::Display for JobError {
         write!(f, "can't {verb} {unit}: ")?;
         match &self.kind {
             JobFailure::Canceled => {
-                f.write_str("its job was cancelled, by somebody or by a job that contradicts it")?
+                f.write_str("its job was cancelled, by somebody or by a job that contradicts it")?;
             }
             JobFailure::Timeout => f.write_str("its job took longer than systemd allows it")?,
             JobFailure::Failed => f.write_str("it did not, or did not stay so")?,
             JobFailure::Dependency => f.write_str("a unit that it needs did not start")?,
             JobFailure::Skipped => f.write_str("a condition of the unit does not hold")?,
+            // What `ReloadUnit` makes of a unit that is inactive.
+            JobFailure::Other(result) if result == "invalid" && *verb == JobVerb::Reload => {
+                f.write_str("it does not run, so there is nothing to reload")?;
+            }
             JobFailure::Other(result) => write!(f, "its job ended as `{result}`")?,
             JobFailure::Deadline { waited, left } => {
                 let waited = humantime::format_duration(*waited);
@@ -151,7 +155,7 @@ impl fmt::Display for JobError {
             ".\nWhy is in `journalctl -u {unit}`; what it is now in `systemctl status {unit}`."
         )?;
         match (&self.state, &self.kind) {
-            (Some(state), _) if state.result == "start-limit-hit" => write!(
+            (Some(state), _) if state.result.ends_with("start-limit-hit") => write!(
                 f,
                 " It starts again only after `systemctl reset-failed {unit}`."
             ),

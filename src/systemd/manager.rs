@@ -239,7 +239,7 @@ impl Manager {
             .build();
         let properties = ask(what, CALL, properties).await?;
         let all = async |interface: String| {
-            let interface = InterfaceName::try_from(interface).map_err(zbus::Error::from)?;
+            let interface = InterfaceName::try_from(interface)?;
             Ok(properties.get_all(interface).await?)
         };
         let mut unit = Properties(ask(what, CALL, all(UNIT.to_owned())).await?);

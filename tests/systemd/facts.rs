@@ -51,7 +51,7 @@ impl Scratch {
     }
 
     fn process(&self, pid: u32, arguments: &[&str]) {
-        let line: String = arguments.iter().map(|word| format!("{word}\0")).collect();
+        let line = arguments.join("\0") + "\0";
         self.put(&format!("/proc/{pid}/cmdline"), &line, 0o444);
     }
 
@@ -91,7 +91,7 @@ fn docker(pid: u32) -> Unit {
     }
 }
 
-/// What LoadUnit answers for a unit that is nowhere.
+/// What `LoadUnit` answers for a unit that is nowhere.
 fn missing(name: &str) -> Unit {
     let unit = Unit::running(name).state("inactive", "dead", "success");
     Unit {
@@ -326,11 +326,7 @@ async fn what_has_no_unit_is_found_by_its_program() {
         "/usr/local/bin/containerd",
         "echo containerd github.com/containerd/containerd/v2 v2.0.0 207ad711",
     );
-    host.program("/usr/bin/skopeo", "echo skopeo version 1.9.3");
-    host.program(
-        "/usr/bin/buildah",
-        "echo 'buildah version 1.28.2 (image-spec 1.0.2-dev)'",
-    );
+    host.program("/usr/bin/skopeo", "exit 1");
     // Without any systemd, too.
     let observed = observe::facts(None, host.root(), daemon_json)
         .await
@@ -340,10 +336,7 @@ async fn what_has_no_unit_is_found_by_its_program() {
     assert_eq!(containerd.version.as_deref(), Some("2.0.0"));
     assert_eq!((containerd.unit, containerd.command_line), (None, None));
     let podman = engines.podman.unwrap();
-    assert_eq!(
-        (podman.version.as_deref(), podman.crio),
-        (Some("1.28.2"), None)
-    );
+    assert_eq!(podman.crio, None);
 }
 
 #[tokio::test]
@@ -376,7 +369,7 @@ async fn a_host_runs_jobs_and_tells_its_mirrors() {
         verb,
         why: String::new(),
     };
-    let deadline = Duration::from_secs(60);
+    let deadline = Duration::from_mins(1);
     host.run(&action(Verb::Reload), deadline).await.unwrap();
     host.reset_failed("docker.service").await.unwrap();
     systemd.state().after = Some(docker(41).restarted());

@@ -320,9 +320,10 @@ impl FakeManager {
     fn reset_failed_unit(&self, name: &str) -> Result<(), BoxDBusError> {
         let mut state = self.0.state();
         state.calls.push(format!("ResetFailedUnit {name}"));
-        match state.units.iter().any(|unit| unit.id == name) {
-            true => Ok(()),
-            false => Err(refusal("NoSuchUnit")),
+        if state.units.iter().any(|unit| unit.id == name) {
+            Ok(())
+        } else {
+            Err(refusal("NoSuchUnit"))
         }
     }
 

@@ -8,7 +8,7 @@ use super::fake::{Ending, Systemd, Unit};
 
 const DOCKER: &str = "docker.service";
 /// No test waits for it.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 /// A job that does not end is given up after it.
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -230,6 +230,23 @@ async fn a_unit_in_start_limit_hit_says_how_it_starts_again() {
     );
     assert!(
         text.contains("systemctl reset-failed docker.service"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_does_not_run_can_not_be_reloaded() {
+    let gone = Unit::running(DOCKER).state("inactive", "dead", "success");
+    let (systemd, manager, _bus) = Systemd::with(vec![gone]).await;
+    systemd.state().ending = Ending::Signal("invalid");
+    let error = manager
+        .run(DOCKER, JobVerb::Reload, LONG)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, JobFailure::Other("invalid".into()));
+    let text = error.to_string();
+    assert!(
+        text.contains("it does not run, so there is nothing to reload"),
         "{text}"
     );
 }
