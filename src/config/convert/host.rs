@@ -36,7 +36,7 @@ impl Conversion<'_> {
         let least = Duration::from_secs(1);
         let withdraw_after = self.duration("host.withdraw_after", said.withdraw_after, 30, least);
         let local_name = match local_name {
-            Some(name) => Some(self.local_name(name)?),
+            Some(name) => Some(self.local_name(&name)?),
             None => None,
         };
         Some(HostSettings {
@@ -73,7 +73,7 @@ impl Conversion<'_> {
     }
 
     /// A host's name (RFC 1123, section 2.1), in lower case.
-    fn local_name(&mut self, said: String) -> Option<String> {
+    fn local_name(&mut self, said: &str) -> Option<String> {
         let label = |label: &str| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
@@ -86,7 +86,7 @@ impl Conversion<'_> {
         let message = format!(
             "{} is not a host's name: must be letters, digits, dashes and dots, such as \
              docker-local.example.com",
-            quoted(&said)
+            quoted(said)
         );
         self.refuse(&KeyPath::of("fleet.dns.hosts.name"), message)
     }
