@@ -148,7 +148,7 @@ mod tests {
         let ended = run(
             Path::new("/usr/bin/head"),
             ["-c", "1000000", "/dev/zero"],
-            Duration::from_secs(60),
+            Duration::from_mins(1),
         );
         let ended = ended.await.unwrap();
         assert!(ended.status.success());
