@@ -9,6 +9,7 @@ use super::super::error::{KeyPath, quoted};
 use super::super::fragment::{EngineFragment, HostFragment, ManageFragment, ManageWord};
 use super::super::settings::{DockerSettings, Drift, HostSettings, Manage, Restart};
 use super::Conversion;
+use crate::oci::RegistryHost;
 
 impl Conversion<'_> {
     pub(super) fn host(
@@ -17,6 +18,7 @@ impl Conversion<'_> {
         local_name: Option<String>,
         listen: Option<SocketAddr>,
         tls: bool,
+        mirrored: Vec<RegistryHost>,
     ) -> Option<HostSettings> {
         let mirror = match said.mirror {
             Some(mirror) => self.mirror(&mirror),
@@ -36,7 +38,7 @@ impl Conversion<'_> {
         let least = Duration::from_secs(1);
         let withdraw_after = self.duration("host.withdraw_after", said.withdraw_after, 30, least);
         let local_name = match local_name {
-            Some(name) => Some(self.local_name(name)?),
+            Some(name) => Some(self.local_name(&name)?),
             None => None,
         };
         Some(HostSettings {
@@ -53,6 +55,7 @@ impl Conversion<'_> {
             drift: said.drift.unwrap_or(Drift::Correct),
             withdraw_after: withdraw_after?,
             local_name,
+            mirrored,
         })
     }
 
@@ -73,7 +76,7 @@ impl Conversion<'_> {
     }
 
     /// A host's name (RFC 1123, section 2.1), in lower case.
-    fn local_name(&mut self, said: String) -> Option<String> {
+    fn local_name(&mut self, said: &str) -> Option<String> {
         let label = |label: &str| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
@@ -86,7 +89,7 @@ impl Conversion<'_> {
         let message = format!(
             "{} is not a host's name: must be letters, digits, dashes and dots, such as \
              docker-local.example.com",
-            quoted(&said)
+            quoted(said)
         );
         self.refuse(&KeyPath::of("fleet.dns.hosts.name"), message)
     }
