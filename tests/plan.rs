@@ -262,11 +262,10 @@ fn run(case: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
 #[test]
 fn the_exit_code_says_whether_there_is_something_to_do() {
     let (code, out, _) = run("sysconfig-restart-forbidden", &[]);
-    assert_eq!(
-        code,
-        Some(1),
-        "facts without every file are no facts: {out}"
-    );
+    assert_eq!(code, Some(0), "a refusal changes nothing: {out}");
+    let (code, _, err) = run("tls-docker-24", &[]);
+    assert_eq!(code, Some(1), "facts without every file are no facts");
+    assert!(err.contains("the facts say nothing of this file"), "{err}");
     let (code, out, _) = run("wired-by-hand", &[]);
     assert_eq!((code, out.as_str()), (Some(0), "nothing to do\n"));
     let (code, out, _) = run("layout-tabs", &[]);
