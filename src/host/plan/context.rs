@@ -141,7 +141,8 @@ impl<'a> Context<'a> {
         new: &str,
         why: impl Into<String>,
     ) -> Result<Option<FileChange>, PlanError> {
-        if self.text(path)? == Some(new) {
+        // No file is as good as one with nothing in it.
+        if self.text(path)?.unwrap_or_default() == new {
             return Ok(None);
         }
         let mut path = path.to_owned();
