@@ -7,11 +7,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Sources;
+use crate::host::plan::Wanted;
 use crate::oci::ImageName;
 use warm::{ClientIdentity, Platform, Platforms};
 
 mod check;
 mod generate;
+mod plan;
 mod run;
 mod status;
 mod verify;
@@ -68,6 +70,20 @@ enum Verb {
         #[arg(long)]
         repair: bool,
     },
+    /// Show what would be changed on this host, and change nothing; exit code 2 if there is something
+    Plan {
+        /// Facts that were saved, of this host or another; without, this host is looked at
+        #[arg(long, value_name = "FILE")]
+        facts: Option<PathBuf>,
+        /// What would be done while the mirror does not serve
+        #[arg(long)]
+        withdrawn: bool,
+        /// As JSON, for machines
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigArguments,
+    },
     /// Print something made from this binary
     Generate {
         #[arg(value_enum)]
@@ -121,6 +137,19 @@ pub fn main() -> ExitCode {
             warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
         }
         Verb::Verify { config, repair } => verify::verify(&config.sources(), repair),
+        Verb::Plan {
+            facts,
+            withdrawn,
+            json,
+            config,
+        } => {
+            let wanted = if withdrawn {
+                Wanted::Withdrawn
+            } else {
+                Wanted::Wired
+            };
+            plan::plan(&config.sources(), facts.as_deref(), wanted, json)
+        }
         Verb::Generate {
             what: Generated::Schema,
         } => generate::schema(),

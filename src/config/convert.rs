@@ -117,7 +117,8 @@ impl Conversion<'_> {
         let dns = fragment.fleet.unwrap_or_default().dns.unwrap_or_default();
         let local_name = dns.hosts.unwrap_or_default().name;
         let host = fragment.host.unwrap_or_default();
-        let host = self.host(host, local_name, listen, tls.is_some());
+        let mirrored = upstreams.iter().map(|one| one.registry.clone()).collect();
+        let host = self.host(host, local_name, listen, tls.is_some(), mirrored);
         Some(Settings {
             role: fragment.role.unwrap_or(Role::Mirror),
             listen: listen?,

@@ -69,6 +69,9 @@ pub struct HostSettings {
     pub withdraw_after: Duration,
     /// A name that `/etc/hosts` gives this host's registry (`docker-local.example.com`).
     pub local_name: Option<String>,
+    /// The registries that the mirror stands in for; docker's `registry-mirrors` is for docker.io
+    /// alone, the other ways to wire an engine are for any.
+    pub mirrored: Vec<RegistryHost>,
 }
 
 /// How docker is wired.

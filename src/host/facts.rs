@@ -17,13 +17,17 @@ pub struct Facts {
     pub engines: Engines,
     /// Every file that the plan may look at or change, by its path.
     pub files: BTreeMap<PathBuf, FileFacts>,
+    /// The addresses that this host's engines were wired to before, by the journal: where the
+    /// mirror has moved, they are taken out again. Empty where nothing was ever wired.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<String>,
 }
 
 /// The container engines of a host, each absent where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Engines {
-    /// `docker.service` and `docker-latest.service` (RHEL and CentOS 7), those that are loaded.
+    /// `docker.service` and `docker-latest.service` (RHEL and `CentOS` 7), those that are loaded.
     pub docker: Vec<DockerFacts>,
     /// containerd with its CRI plugin, as a kubelet or `ctr --hosts-dir` uses it.
     pub containerd: Option<ContainerdFacts>,
@@ -83,6 +87,10 @@ pub struct PodmanFacts {
     pub version: Option<String>,
     /// `crio.service`, where it is loaded.
     pub crio: Option<UnitFacts>,
+    /// `/etc/containers/registries.conf`, where it is there, and the `.conf` files of
+    /// `registries.conf.d` beside it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub configuration: Vec<PathBuf>,
 }
 
 /// buildkitd as a service.

@@ -1,10 +1,31 @@
 //! The difference between what is and what should be, as data.
+//!
+//! [`plan`] is pure: it sees nothing but its arguments, and gives the same plan for the same ones.
+//! Each engine has a file of its own; what they share is in `context`.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::FileFacts;
+use self::context::Context;
+use super::facts::{Engines, Facts, FileFacts};
+use crate::config::{HostSettings, Manage};
+
+mod buildkit;
+mod containerd;
+mod context;
+mod daemon_json;
+mod docker;
+mod dockerd;
+mod hosts_file;
+mod hosts_toml;
+mod podman;
+mod print;
+mod words;
+
+pub use print::Printed;
 
 /// What the engines are to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +36,127 @@ pub enum Wanted {
     /// No mirror of ours, for now: it does not serve. What else was wired stays, and a docker
     /// daemon is told `[]`, since it keeps the mirrors it has if the key is gone.
     Withdrawn,
+}
+
+/// Something that has to be put right by a person before anything can be planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{subject}: {message}")]
+pub struct PlanError {
+    /// The file, with line and column where they are known, or the key of the configuration.
+    pub subject: String,
+    /// What is wrong with it, and what to do.
+    pub message: String,
+}
+
+/// Everything that is in the way of a plan, at once. Prints one error a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanErrors(pub Vec<PlanError>);
+
+impl std::error::Error for PlanErrors {}
+
+impl fmt::Display for PlanErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let end = if index + 1 < self.0.len() { "\n" } else { "" };
+            write!(f, "{error}{end}")?;
+        }
+        Ok(())
+    }
+}
+
+/// An engine: its name, whether it is wired, whether it is here, and its plan.
+type Part<'a> = (
+    &'a str,
+    Manage,
+    bool,
+    &'a dyn Fn() -> Result<Plan, PlanError>,
+);
+
+/// What has to be done so that the engines of this host are told what is wanted.
+///
+/// A host on which all is well gives an empty plan, also after it was applied. An error in what one
+/// engine is configured with is an error of the whole: nothing is changed on a host that nobody
+/// understands.
+pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Plan, PlanErrors> {
+    let context = Context::new(facts, settings, wanted);
+    let (mut plan, mut errors) = (Plan::default(), Vec::new());
+    if let Err(error) = context.check_mirror() {
+        return Err(PlanErrors(vec![error]));
+    }
+    let engines = &facts.engines;
+    let parts: [Part<'_>; 4] = [
+        (
+            "docker",
+            settings.docker.manage,
+            !engines.docker.is_empty(),
+            &|| docker::plan(&context),
+        ),
+        (
+            "containerd",
+            settings.containerd,
+            engines.containerd.is_some(),
+            &|| containerd::plan(&context),
+        ),
+        ("podman", settings.podman, engines.podman.is_some(), &|| {
+            podman::plan(&context)
+        }),
+        (
+            "buildkit",
+            settings.buildkit,
+            engines.buildkit.is_some(),
+            &|| buildkit::plan(&context),
+        ),
+    ];
+    for (name, manage, here, part) in parts {
+        match (manage, here) {
+            (Manage::Never, _) | (Manage::Auto | Manage::Report, false) => {}
+            (Manage::Always, false) => errors.push(PlanError {
+                subject: format!("host.{name}.manage"),
+                message: format!(
+                    "true, and there is no {name} on this host: install it, or say `auto`"
+                ),
+            }),
+            (Manage::Auto | Manage::Always, true) => match part() {
+                Ok(part) => plan.extend(part),
+                Err(error) => errors.push(error),
+            },
+            (Manage::Report, true) => plan.notes.extend(print::reported(name, part())),
+        }
+    }
+    match hosts_file::plan(&context) {
+        Ok(part) => plan.extend(part),
+        Err(error) => errors.push(error),
+    }
+    if errors.is_empty() {
+        Ok(plan)
+    } else {
+        Err(PlanErrors(errors))
+    }
+}
+
+/// The files that [`Facts::files`] has to hold before anything is read. Some of them name more:
+/// [`further_paths`].
+pub fn paths(engines: &Engines, settings: &HostSettings) -> BTreeSet<PathBuf> {
+    let facts = Facts {
+        engines: engines.clone(),
+        ..Facts::default()
+    };
+    further_paths(&facts, settings)
+}
+
+/// The files that [`Facts::files`] has to hold and does not, by what it does hold: an environment
+/// file can move `daemon.json`, and containerd's configuration its `certs.d`. It is empty after
+/// two rounds of reading.
+pub fn further_paths(facts: &Facts, settings: &HostSettings) -> BTreeSet<PathBuf> {
+    let context = Context::new(facts, settings, Wanted::Wired);
+    let mut paths = BTreeSet::from([PathBuf::from(hosts_file::FILE)]);
+    paths.extend(settings.ca.clone());
+    docker::paths(&context, &mut paths);
+    containerd::paths(&context, &mut paths);
+    podman::paths(&context, &mut paths);
+    buildkit::paths(&context, &mut paths);
+    paths.retain(|path| !facts.files.contains_key(path));
+    paths
 }
 
 /// What changes, and in which order: files, then actions, then proofs. Empty is nothing to do.
@@ -114,5 +256,47 @@ impl Plan {
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.actions.is_empty()
+    }
+
+    /// Adds another part; what both have (two docker units share a `certs.d`) is there once.
+    fn extend(&mut self, part: Self) {
+        for change in part.files {
+            if !self.files.iter().any(|one| one.path == change.path) {
+                self.files.push(change);
+            }
+        }
+        self.actions.extend(part.actions);
+        self.proofs.extend(part.proofs);
+        for refusal in part.refusals {
+            if !self.refusals.contains(&refusal) {
+                self.refusals.push(refusal);
+            }
+        }
+        for note in part.notes {
+            self.note(note);
+        }
+    }
+
+    fn note(&mut self, note: impl Into<String>) {
+        let note = note.into();
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    fn refuse(&mut self, subject: impl Into<String>, why: String, remedy: String) {
+        self.refusals.push(Refusal {
+            subject: subject.into(),
+            why,
+            remedy,
+        });
+    }
+
+    fn act(&mut self, unit: &str, verb: Verb, why: impl Into<String>) {
+        self.actions.push(UnitAction {
+            unit: unit.to_owned(),
+            verb,
+            why: why.into(),
+        });
     }
 }

@@ -9,6 +9,7 @@ use super::super::error::{KeyPath, quoted};
 use super::super::fragment::{EngineFragment, HostFragment, ManageFragment, ManageWord};
 use super::super::settings::{DockerSettings, Drift, HostSettings, Manage, Restart};
 use super::Conversion;
+use crate::oci::RegistryHost;
 
 impl Conversion<'_> {
     pub(super) fn host(
@@ -17,6 +18,7 @@ impl Conversion<'_> {
         local_name: Option<String>,
         listen: Option<SocketAddr>,
         tls: bool,
+        mirrored: Vec<RegistryHost>,
     ) -> Option<HostSettings> {
         let mirror = match said.mirror {
             Some(mirror) => self.mirror(&mirror),
@@ -53,6 +55,7 @@ impl Conversion<'_> {
             drift: said.drift.unwrap_or(Drift::Correct),
             withdraw_after: withdraw_after?,
             local_name,
+            mirrored,
         })
     }
 
