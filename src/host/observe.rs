@@ -1,18 +1,19 @@
 //! Reading a host's facts: units from systemd, arguments from the processes, the rest from the
 //! daemons and their files. Nothing is changed, nothing is guessed from the distribution's name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use futures_util::future::{join_all, try_join_all};
 
-use super::docker_api;
 use super::facts::{
     BuildkitFacts, ContainerdFacts, DockerFacts, Engines, Facts, PodmanFacts, UnitFacts,
 };
 use super::read::{self, below};
+use super::{docker_api, plan};
 use super::{program, read::LIMIT};
+use crate::config::{HostSettings, Manage};
 use crate::systemd::{Manager, ManagerError};
 
 /// What was found, and what could not be and does not prevent a plan.
@@ -29,11 +30,13 @@ pub struct Observed {
 /// Without a manager there are no engines but those that need no daemon; whoever has none says why.
 /// A manager that fails is an error: facts that lack a daemon which is there make a wrong plan.
 ///
-/// `paths` says which files matter, given the engines.
+/// The plan says which files matter to these settings. `previous` is what the journal says the
+/// engines were wired to before.
 pub async fn facts(
     manager: Option<&Manager>,
     root: &Path,
-    paths: impl Fn(&Engines) -> BTreeSet<PathBuf>,
+    settings: &HostSettings,
+    previous: Vec<String>,
 ) -> Result<Observed, ManagerError> {
     let (docker, containerd, crio, buildkit) = tokio::try_join!(
         units(manager, &["docker.service", "docker-latest.service"]),
@@ -44,7 +47,7 @@ pub async fn facts(
     let podman = observe_podman(root, crio.into_iter().next());
     let (docker, containerd) = tokio::join!(
         join_all(docker.into_iter().map(|unit| observe_docker(root, unit))),
-        observe_containerd(root, containerd.into_iter().next()),
+        observe_containerd(root, containerd.into_iter().next(), settings),
     );
     let (docker, notes): (Vec<_>, Vec<_>) = docker.into_iter().unzip();
     let engines = Engines {
@@ -56,10 +59,25 @@ pub async fn facts(
             unit,
         }),
     };
-    let file = |path: PathBuf| (path.clone(), read::file(root, &path));
-    let files: BTreeMap<_, _> = paths(&engines).into_iter().map(file).collect();
+    let mut facts = Facts {
+        engines,
+        files: BTreeMap::new(),
+        previous,
+    };
+    // A file may name others.
+    loop {
+        let further = plan::further_paths(&facts, settings);
+        if further.is_empty() {
+            break;
+        }
+        let read = further.into_iter().map(|path| {
+            let file = read::file(root, &path);
+            (path, file)
+        });
+        facts.files.extend(read);
+    }
     Ok(Observed {
-        facts: Facts { engines, files },
+        facts,
         notes: notes.into_iter().flatten().collect(),
     })
 }
@@ -129,12 +147,19 @@ async fn observe_docker(root: &Path, unit: UnitFacts) -> (DockerFacts, Option<St
     (facts, note)
 }
 
-async fn observe_containerd(root: &Path, unit: Option<UnitFacts>) -> Option<ContainerdFacts> {
+/// Its version decides only in which form a configuration that is not there yet is written, and
+/// asking takes longer than all the rest.
+async fn observe_containerd(
+    root: &Path,
+    unit: Option<UnitFacts>,
+    settings: &HostSettings,
+) -> Option<ContainerdFacts> {
     let program = program::find(root, "containerd");
     if unit.is_none() && program.is_none() {
         return None;
     }
     let version = match (&unit, &program) {
+        _ if settings.containerd != Manage::Always => None,
         (Some(unit), _) if !unit.exec_start.is_empty() => version_of(root, unit).await,
         (_, Some(program)) => program::version(root, program).await,
         (_, None) => None,
@@ -159,7 +184,22 @@ fn observe_podman(root: &Path, crio: Option<UnitFacts>) -> Option<PodmanFacts> {
     here.then_some(PodmanFacts {
         version: None,
         crio,
+        configuration: podman_configuration(root),
     })
+}
+
+/// containers-registries.conf(5) and containers-registries.conf.d(5).
+fn podman_configuration(root: &Path) -> Vec<PathBuf> {
+    let main = PathBuf::from("/etc/containers/registries.conf");
+    let folder = Path::new("/etc/containers/registries.conf.d");
+    let entries = fs::read_dir(below(root, folder)).into_iter().flatten();
+    let names = entries.filter_map(|entry| Some(folder.join(entry.ok()?.file_name())));
+    let mut drop_ins: Vec<PathBuf> = names
+        .filter(|path| path.extension().is_some_and(|it| it == "conf"))
+        .collect();
+    drop_ins.sort();
+    let main = below(root, &main).exists().then_some(main);
+    main.into_iter().chain(drop_ins).collect()
 }
 
 /// The version of the program that the unit starts.

@@ -1,14 +1,14 @@
 //! A host's facts, from a systemd, a docker daemon and files of our own below a scratch root.
 
-use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use registry_agent::config::{self, HostSettings, Sources};
 use registry_agent::host::apply::System;
-use registry_agent::host::facts::{Engines, EnvironmentFile, FileFacts};
+use registry_agent::host::facts::{EnvironmentFile, FileFacts};
 use registry_agent::host::observe::{self, Observed};
 use registry_agent::host::plan::{Check, UnitAction, Verb};
 use registry_agent::host::system::Host;
@@ -121,12 +121,17 @@ async fn systemd(units: Vec<Unit>) -> (Systemd, Manager, zbus::Connection) {
     Systemd::with(units.into_iter().chain(rest).collect()).await
 }
 
-fn daemon_json(_: &Engines) -> BTreeSet<PathBuf> {
-    BTreeSet::from(["/etc/docker/daemon.json", "/etc/docker/none.json"].map(PathBuf::from))
+/// What a host is told that says nothing but this.
+fn told(text: &str) -> HostSettings {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    file.as_file().write_all(text.as_bytes()).unwrap();
+    let mut sources = Sources::from_process(Some(file.path().to_owned()), None);
+    sources.environment = vec![("STATE_DIRECTORY".to_owned(), "/var/lib/x".to_owned())];
+    config::load(&sources).unwrap().settings.host
 }
 
 async fn observe(manager: &Manager, host: &Scratch) -> Observed {
-    observe::facts(Some(manager), host.root(), daemon_json)
+    observe::facts(Some(manager), host.root(), &told(""), Vec::new())
         .await
         .unwrap()
 }
@@ -328,9 +333,14 @@ async fn what_has_no_unit_is_found_by_its_program() {
     );
     host.program("/usr/bin/skopeo", "exit 1");
     // Without any systemd, too.
-    let observed = observe::facts(None, host.root(), daemon_json)
-        .await
-        .unwrap();
+    let observed = observe::facts(
+        None,
+        host.root(),
+        &told("host: { containerd: { manage: true } }"),
+        Vec::new(),
+    )
+    .await
+    .unwrap();
     let engines = observed.facts.engines;
     let containerd = engines.containerd.unwrap();
     assert_eq!(containerd.version.as_deref(), Some("2.0.0"));
@@ -353,7 +363,7 @@ async fn a_systemd_that_fails_is_an_error_and_no_host_without_docker() {
     let host = Scratch::new();
     let (_systemd, manager, bus) = systemd(vec![docker(0)]).await;
     bus.close().await.unwrap();
-    let observed = observe::facts(Some(&manager), host.root(), daemon_json).await;
+    let observed = observe::facts(Some(&manager), host.root(), &told(""), Vec::new()).await;
     assert!(observed.is_err(), "{observed:?}");
 }
 
