@@ -10,8 +10,11 @@ use crate::config::Sources;
 use crate::oci::ImageName;
 use warm::{ClientIdentity, Platform, Platforms};
 
+pub mod apply;
 mod check;
 mod generate;
+pub mod host;
+pub mod rollback;
 mod run;
 mod status;
 mod verify;

@@ -17,7 +17,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::facts::FileFacts;
 
-/// The extended attribute of a file's SELinux label.
+/// The extended attribute of a file's label.
 const SELINUX: &str = "security.selinux";
 /// No configuration is larger; what is, is none.
 const LIMIT: u64 = 4 * 1024 * 1024;
@@ -127,31 +127,24 @@ fn label(file: &File) -> Option<String> {
 /// Whether two facts tell of the same file: a label that one of them does not know, and the name
 /// that led there, are no difference.
 pub fn same(a: &FileFacts, b: &FileFacts) -> bool {
-    match (a, b) {
-        (
-            FileFacts::Text {
-                content,
-                mode,
-                uid,
-                gid,
-                selinux,
-                link_to: _,
-            },
-            FileFacts::Text {
-                content: other_content,
-                mode: other_mode,
-                uid: other_uid,
-                gid: other_gid,
-                selinux: other_selinux,
-                link_to: _,
-            },
-        ) => {
-            let labels = selinux.as_ref().zip(other_selinux.as_ref());
-            (content, mode, uid, gid) == (other_content, other_mode, other_uid, other_gid)
-                && labels.is_none_or(|(a, b)| a == b)
+    let (mut a, mut b) = (a.clone(), b.clone());
+    if let (
+        FileFacts::Text {
+            selinux, link_to, ..
+        },
+        FileFacts::Text {
+            selinux: other_label,
+            link_to: other_link,
+            ..
+        },
+    ) = (&mut a, &mut b)
+    {
+        (*link_to, *other_link) = (None, None);
+        if selinux.is_none() || other_label.is_none() {
+            (*selinux, *other_label) = (None, None);
         }
-        (a, b) => a == b,
     }
+    a == b
 }
 
 /// The folders above `path` that are missing, the outermost first.

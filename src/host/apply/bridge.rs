@@ -38,7 +38,7 @@ fn bridge(from: &FileFacts, to: &FileFacts, mirrors: &[String]) -> Option<FileFa
     }
     let root = CstRootNode::parse(content, &ParseOptions::default()).ok()?;
     let mirrors = mirrors.iter().map(|mirror| mirror.as_str().into());
-    root.object_value()?
+    root.object_value_or_set()
         .append(KEY, CstInputValue::Array(mirrors.collect()));
     let mut bridge = kept.clone();
     if let FileFacts::Text { content, .. } = &mut bridge {
