@@ -151,16 +151,15 @@ async fn the_file_is_there_before_ready_jobs_come_after_it_and_the_end_unwires()
         while said.recv().await.unwrap() != "Ready" {}
         assert_eq!(fake.mirrors(), [MIRROR]);
         while !said.recv().await.unwrap().contains("engines wired to") {}
-        let path = write::under(&root, Path::new("/run/registry-agent-host/state.json"));
-        let state: State =
-            serde_json::from_slice(&fs::read(path).unwrap_or_default()).unwrap_or_default();
-        // It is told first, and written right after.
-        assert!(state.mirror.is_none_or(|mirror| mirror == MIRROR));
         orders.send(Order::Stop).await.unwrap();
     };
     let (ended, ()) = tokio::join!(watch.run(taken), test);
     ended.unwrap();
     assert_eq!(fake.mirrors(), [] as [String; 0]);
+    let path = write::under(&root, Path::new("/run/registry-agent-host/state.json"));
+    let state: State = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(state.mirror, None);
+    assert_eq!(state.last_apply.unwrap().failure, None);
     let happened = fake.happened.lock().unwrap();
     let of = |what: &str| happened.iter().position(|thing| thing == what);
     let (ready, wired) = (
