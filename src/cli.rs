@@ -11,9 +11,12 @@ use crate::host::plan::Wanted;
 use crate::oci::ImageName;
 use warm::{ClientIdentity, Platform, Platforms};
 
+pub mod apply;
 mod check;
 mod generate;
+pub mod host;
 mod plan;
+pub mod rollback;
 mod run;
 mod status;
 mod verify;

@@ -1,5 +1,5 @@
 //! Points at which a debug build kills itself when it is told to, so that a test can see what a
-//! `kill -9` leaves behind at every stage of storing something.
+//! `kill -9` leaves behind at every stage of storing something, or of changing the host.
 //!
 //! They exist only under `debug_assertions`. A released agent has neither the points nor the
 //! variable: an environment that can kill it, at the worst of moments, is nothing for a host to
@@ -14,11 +14,12 @@ macro_rules! failpoint {
 }
 pub(crate) use failpoint;
 
-/// The environment variable that names the point to die at. It is no key of the configuration.
+/// The environment variable that names the point to die at, and, for another than the first time
+/// that it is reached, which: `apply-file-written:2`. It is no key of the configuration.
 #[cfg(debug_assertions)]
 pub const VARIABLE: &str = "REGISTRY_AGENT_FAILPOINT";
 
-/// The points, in the order in which what is stored passes them.
+/// The points, in the order in which what is stored, or what is changed on the host, passes them.
 #[cfg(debug_assertions)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
@@ -48,11 +49,60 @@ pub enum Failpoint {
     TagStaged,
     /// The tag is moved; nobody has an answer.
     TagMoved,
+    /// A change of the host is found right; nothing is written.
+    ApplyChecked,
+    /// The journal has what was there before.
+    ApplyJournaled,
+    /// The folders are made.
+    ApplyFoldersMade,
+    /// All new files are on the disk, under temporary names.
+    ApplyStaged,
+    /// A file has its name.
+    ApplyFileWritten,
+    /// The journal says that daemons are told.
+    ApplyActing,
+    /// docker has the mirrors that its file does not name any more; the file still names them.
+    ApplyBridged,
+    /// A job has ended well.
+    ApplyJobDone,
+    /// The daemons have what they should have; nobody knows.
+    ApplyProved,
+    /// The journal says that it is proved.
+    ApplyRecorded,
+    /// What was before is kept for a rollback; the journal is still open.
+    ApplyKept,
+    /// A file is what it was.
+    UndoFileWritten,
+    /// The files are what they were.
+    UndoFilesWritten,
+    /// A daemon was told.
+    UndoJobDone,
+    /// All is what it was; the journal is still open.
+    UndoProved,
 }
 
 #[cfg(debug_assertions)]
 impl Failpoint {
-    /// All of them.
+    /// Those of a change of the host, and of taking it back.
+    pub const HOST: [Self; 15] = [
+        Self::ApplyChecked,
+        Self::ApplyJournaled,
+        Self::ApplyFoldersMade,
+        Self::ApplyStaged,
+        Self::ApplyFileWritten,
+        Self::ApplyActing,
+        Self::ApplyBridged,
+        Self::ApplyJobDone,
+        Self::ApplyProved,
+        Self::ApplyRecorded,
+        Self::ApplyKept,
+        Self::UndoFileWritten,
+        Self::UndoFilesWritten,
+        Self::UndoJobDone,
+        Self::UndoProved,
+    ];
+
+    /// Those of storing something.
     pub const ALL: [Self; 13] = [
         Self::FillOpened,
         Self::FillBegun,
@@ -85,15 +135,42 @@ impl Failpoint {
             Self::IndexLinked => "index-linked",
             Self::TagStaged => "tag-staged",
             Self::TagMoved => "tag-moved",
+            Self::ApplyChecked => "apply-checked",
+            Self::ApplyJournaled => "apply-journaled",
+            Self::ApplyFoldersMade => "apply-folders-made",
+            Self::ApplyStaged => "apply-staged",
+            Self::ApplyFileWritten => "apply-file-written",
+            Self::ApplyActing => "apply-acting",
+            Self::ApplyBridged => "apply-bridged",
+            Self::ApplyJobDone => "apply-job-done",
+            Self::ApplyProved => "apply-proved",
+            Self::ApplyRecorded => "apply-recorded",
+            Self::ApplyKept => "apply-kept",
+            Self::UndoFileWritten => "undo-file-written",
+            Self::UndoFilesWritten => "undo-files-written",
+            Self::UndoJobDone => "undo-job-done",
+            Self::UndoProved => "undo-proved",
         }
     }
 
     /// The process is at this point, and may end here.
     pub(crate) fn reach(self) {
+        use std::sync::atomic::{AtomicU32, Ordering};
+
         use nix::sys::signal::{Signal, kill};
         use nix::unistd::Pid;
 
-        if std::env::var_os(VARIABLE).is_some_and(|named| named == self.name()) {
+        static PASSED: AtomicU32 = AtomicU32::new(0);
+
+        let Ok(named) = std::env::var(VARIABLE) else {
+            return;
+        };
+        let (name, time) = named.split_once(':').unwrap_or((&named, "1"));
+        if name != self.name() {
+            return;
+        }
+        let passed = PASSED.fetch_add(1, Ordering::Relaxed) + 1;
+        if time.parse() == Ok(passed) {
             // The kernel ends the process before this call returns.
             let _ = kill(Pid::this(), Signal::SIGKILL);
         }

@@ -1,0 +1,78 @@
+//! `registry-agent apply`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{fail, print};
+use crate::host::apply::{Apply, ApplyError, Deadlines, Purpose, Recovered, System};
+use crate::host::journal::Journal;
+use crate::host::lock::Lock;
+use crate::host::plan::{Plan, Wanted};
+use crate::host::watch::{Host, Probe};
+
+/// Wires this host's engines now, if the agent proves that the mirror serves. `show` makes a plan
+/// readable. Exit code 0: done, or nothing to do; 1: anything else.
+pub async fn apply<H: Host>(host: &H, show: impl FnOnce(&Plan) -> String) -> ExitCode {
+    let root = Path::new("/");
+    let (journal, _lock) = match open(root, "apply") {
+        Ok(open) => open,
+        Err(error) => return fail(&error, 1),
+    };
+    let mirror = host.terms().mirror;
+    if let Probe::Fails(why) = host.serves().await {
+        let error = format!(
+            "{mirror} is not proved to serve, so no engine is told of it: {why}\nSee why: \
+             `registry-agent status`, `journalctl --unit=registry-agent`."
+        );
+        return fail(&error, 1);
+    }
+    let apply = Apply {
+        root,
+        journal: &journal,
+        system: host.system(),
+        deadlines: Deadlines::default(),
+    };
+    if let Err(error) = recover(&apply).await {
+        return fail(&error, 1);
+    }
+    let plan = match host.plan(Wanted::Wired).await {
+        Ok(plan) => plan,
+        Err(error) => return fail(&error, 1),
+    };
+    print(&show(&plan));
+    let purpose = Purpose {
+        mirror: Some(mirror),
+        forgets: false,
+    };
+    match apply.apply(&plan, purpose).await {
+        Ok(_) if plan.is_empty() => print("nothing to do\n"),
+        Ok(report) => print(&report.to_string()),
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// What is needed to change the host: root, the state folder, and that nobody else does.
+pub(super) fn open(root: &Path, verb: &str) -> Result<(Journal, Lock), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(format!(
+            "only root can change this host: `sudo registry-agent {verb}`"
+        ));
+    }
+    let journal = Journal::open(&Journal::default_folder(root)).map_err(|e| e.to_string())?;
+    let lock = Lock::take(journal.folder(), verb).map_err(|e| e.to_string())?;
+    Ok((journal, lock))
+}
+
+/// Ends what a crash has left, and says so.
+pub(super) async fn recover<S: System>(apply: &Apply<'_, S>) -> Result<(), ApplyError> {
+    match apply.recover().await? {
+        None => {}
+        Some(Recovered::Finished) => {
+            print("an earlier change, cut off after its proof, is ended\n");
+        }
+        Some(Recovered::Undone(undone)) => {
+            print(&format!("an earlier change was cut off. {undone}\n"));
+        }
+    }
+    Ok(())
+}

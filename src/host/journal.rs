@@ -1,0 +1,406 @@
+//! What was on this host before it was changed, so that it can be again.
+//!
+//! The state folder holds two files, each written whole or not at all:
+//!
+//! - `transaction.json`, while something is being changed: what was there, and how far it got. Who
+//!   finds one at its start undoes it, unless the proof is recorded in it: then it is finished.
+//! - `original.json`: what every file was before the first of many changes, and what it was made
+//!   since. `rollback` takes the host back to that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::facts::FileFacts;
+use super::plan::{Proof, UnitAction, Verb};
+use super::write::{self, WriteError};
+
+/// The form of both files.
+const VERSION: u32 = 1;
+const TRANSACTION: &str = "transaction.json";
+const ORIGINAL: &str = "original.json";
+
+/// The state folder.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    folder: PathBuf,
+}
+
+/// The journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The disk.
+    #[error("the journal: {0}")]
+    Write(#[from] WriteError),
+    /// The folder.
+    #[error("can't make the state folder {}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Something else has written there.
+    #[error(
+        "the journal {} can't be understood: {why}. It says what this host was before it was \
+         changed, so nothing is done without it and it is left as it is. Put it right, or, if the \
+         engines' configuration is as it should be, move it away and try again", path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A change that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transaction {
+    /// Whether daemons may have been told of it.
+    pub told: bool,
+    /// Whether the new state is proved: then it stays, and is taken back otherwise.
+    pub proved: bool,
+    /// Files before and after, in the order in which they are written.
+    pub files: Vec<Change>,
+    /// The folders that it makes, the outermost first.
+    pub folders: Vec<PathBuf>,
+    /// The units' jobs.
+    pub actions: Vec<UnitAction>,
+    /// What has to be true at its end.
+    pub proofs: Vec<Proof>,
+    /// The units, as they were.
+    pub units: BTreeMap<String, UnitBefore>,
+    /// What it tells the engines to use; none where it takes that back.
+    pub mirror: Option<String>,
+    /// Whether it takes this host back to what it was before the first change.
+    pub forgets: bool,
+}
+
+/// One file of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// The file.
+    pub path: PathBuf,
+    /// What was there.
+    pub before: FileFacts,
+    /// What is to be there.
+    pub after: FileFacts,
+}
+
+/// A unit before a transaction.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitBefore {
+    /// `active`, `inactive`, `failed`, ...
+    pub active_state: String,
+    /// Its main process: as long as it is the same, the daemon was not restarted.
+    pub main_pid: u32,
+    /// docker's mirrors, where its daemon was to prove some and answered.
+    pub mirrors: Option<Vec<String>>,
+}
+
+/// What this host was before it was changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Originals {
+    /// Each file that was ever changed.
+    pub files: BTreeMap<PathBuf, Original>,
+    /// The folders that were made, the outermost first.
+    pub folders: Vec<PathBuf>,
+    /// The units, as they were.
+    pub units: BTreeMap<String, UnitBefore>,
+    /// Every mirror that the engines were told of, so that one which is not ours any more is known
+    /// for what it is.
+    pub mirrors: BTreeSet<String>,
+}
+
+/// One file that was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Original {
+    /// Before the first change.
+    pub before: FileFacts,
+    /// What it was made last.
+    pub made: FileFacts,
+    /// Whether somebody else has changed it in between: what it was before is not what they want.
+    pub edited: bool,
+    /// What its readers needed to be told, for each unit the strongest.
+    pub verbs: BTreeMap<String, Verb>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    journal: T,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u32,
+}
+
+impl Journal {
+    /// Opens the state folder, making it where it is missing.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        // What files held may be nobody else's to read.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| JournalError::Folder {
+            path: folder.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// The state folder of a host: what systemd gives the unit (systemd.exec(5),
+    /// `StateDirectory=`), or else where it would be.
+    pub fn default_folder(root: &Path) -> PathBuf {
+        match std::env::var_os("STATE_DIRECTORY") {
+            Some(folder) if root == Path::new("/") => folder.into(),
+            _ => root.join("var/lib/registry-agent-host"),
+        }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The change that somebody has not ended.
+    pub fn transaction(&self) -> Result<Option<Transaction>, JournalError> {
+        self.read(TRANSACTION)
+    }
+
+    /// Records how far a change got. It is on the disk when this returns.
+    pub fn record(&self, transaction: &Transaction) -> Result<(), JournalError> {
+        self.write(TRANSACTION, transaction)
+    }
+
+    /// Ends a change that was taken back.
+    pub fn close(&self) -> Result<(), JournalError> {
+        Ok(write::remove(&self.folder.join(TRANSACTION))?)
+    }
+
+    /// What this host was before it was changed. Empty where it never was.
+    pub fn originals(&self) -> Result<Originals, JournalError> {
+        Ok(self.read(ORIGINAL)?.unwrap_or_default())
+    }
+
+    /// Every mirror that the engines were told of.
+    pub fn previous_mirrors(&self) -> Result<BTreeSet<String>, JournalError> {
+        Ok(self.originals()?.mirrors)
+    }
+
+    /// Keeps what a proved change did. It can be done twice.
+    pub fn keep(&self, transaction: &Transaction) -> Result<(), JournalError> {
+        if transaction.forgets {
+            return Ok(write::remove(&self.folder.join(ORIGINAL))?);
+        }
+        let before = self.originals()?;
+        let mut originals = before.clone();
+        originals.add(transaction);
+        if originals != before {
+            self.write(ORIGINAL, &originals)?;
+        }
+        Ok(())
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, JournalError> {
+        let path = self.folder.join(name);
+        let corrupt = |why: String| JournalError::Corrupt {
+            path: path.clone(),
+            why,
+        };
+        let content = match write::read(&path)? {
+            FileFacts::Absent => return Ok(None),
+            FileFacts::Unreadable(why) => return Err(corrupt(why)),
+            FileFacts::Text { content, .. } => content,
+        };
+        // First the version alone: a newer agent's journal has other fields.
+        let VersionOnly { version } =
+            serde_json::from_str(&content).map_err(|e| corrupt(e.to_string()))?;
+        if version != VERSION {
+            return Err(corrupt(format!(
+                "it has version {version}, and this agent reads version {VERSION}: run the agent \
+                 that wrote it"
+            )));
+        }
+        let versioned: Versioned<T> =
+            serde_json::from_str(&content).map_err(|e| corrupt(e.to_string()))?;
+        Ok(Some(versioned.journal))
+    }
+
+    fn write<T: Serialize>(&self, name: &str, journal: &T) -> Result<(), JournalError> {
+        let path = self.folder.join(name);
+        let versioned = Versioned {
+            version: VERSION,
+            journal,
+        };
+        let content = serde_json::to_string_pretty(&versioned);
+        let content = content.map_err(|e| JournalError::Corrupt {
+            path: path.clone(),
+            why: e.to_string(),
+        })?;
+        let facts = FileFacts::Text {
+            content: content + "\n",
+            mode: 0o600,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            selinux: None,
+            link_to: None,
+        };
+        Ok(write::put(&path, &facts)?)
+    }
+}
+
+impl Originals {
+    fn add(&mut self, transaction: &Transaction) {
+        let verbs: BTreeMap<String, Verb> = strongest(&transaction.actions);
+        for change in &transaction.files {
+            let original = self.files.entry(change.path.clone());
+            let original = original.or_insert_with(|| Original {
+                before: change.before.clone(),
+                made: change.before.clone(),
+                edited: false,
+                verbs: BTreeMap::new(),
+            });
+            // The second time that the same transaction is kept, it is the agent's own work.
+            if !write::same(&original.made, &change.before)
+                && !write::same(&original.made, &change.after)
+            {
+                original.edited = true;
+            }
+            original.made = change.after.clone();
+            for (unit, verb) in &verbs {
+                let kept = original.verbs.entry(unit.clone()).or_insert(*verb);
+                *kept = stronger(*kept, *verb);
+            }
+        }
+        for folder in &transaction.folders {
+            if !self.folders.contains(folder) {
+                self.folders.push(folder.clone());
+            }
+        }
+        for (unit, before) in &transaction.units {
+            let known = self.units.entry(unit.clone());
+            known.or_insert_with(|| before.clone());
+        }
+        self.mirrors.extend(transaction.mirror.clone());
+    }
+}
+
+/// For each unit, the job that does what all of them do.
+pub fn strongest(actions: &[UnitAction]) -> BTreeMap<String, Verb> {
+    let mut verbs = BTreeMap::new();
+    for action in actions {
+        let verb = verbs.entry(action.unit.clone()).or_insert(action.verb);
+        *verb = stronger(*verb, action.verb);
+    }
+    verbs
+}
+
+fn stronger(a: Verb, b: Verb) -> Verb {
+    match (a, b) {
+        (Verb::Reload, Verb::Reload) => Verb::Reload,
+        _ => Verb::Restart,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(content: &str) -> FileFacts {
+        FileFacts::Text {
+            content: content.to_owned(),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            selinux: None,
+            link_to: None,
+        }
+    }
+
+    fn transaction(before: &str, after: &str, mirror: &str) -> Transaction {
+        Transaction {
+            told: true,
+            proved: true,
+            files: vec![Change {
+                path: "/etc/docker/daemon.json".into(),
+                before: text(before),
+                after: text(after),
+            }],
+            folders: vec!["/etc/docker".into()],
+            actions: Vec::new(),
+            proofs: Vec::new(),
+            units: BTreeMap::new(),
+            mirror: Some(mirror.to_owned()),
+            forgets: false,
+        }
+    }
+
+    #[test]
+    fn what_was_first_is_kept_across_many_changes_and_an_edit_in_between_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        assert_eq!(journal.originals().unwrap(), Originals::default());
+        for (before, after, edited) in [
+            ("mine", "wired", false),
+            ("wired", "withdrawn", false),
+            ("withdrawn", "wired", false),
+            ("edited", "wired again", true),
+            ("wired again", "withdrawn", true),
+        ] {
+            let change = transaction(before, after, "http://127.0.0.1:5000");
+            // A crash after keeping it has the next start keep it again.
+            journal.keep(&change).unwrap();
+            journal.keep(&change).unwrap();
+            let originals = journal.originals().unwrap();
+            let original = &originals.files[Path::new("/etc/docker/daemon.json")];
+            assert_eq!(original.before, text("mine"), "{after}");
+            assert_eq!(original.made, text(after));
+            assert_eq!(original.edited, edited, "{after}");
+            assert_eq!(originals.folders, [PathBuf::from("/etc/docker")]);
+        }
+        let other = transaction("withdrawn", "moved", "http://mirror:5000");
+        journal.keep(&other).unwrap();
+        let mirrors = journal.previous_mirrors().unwrap();
+        let expected = ["http://127.0.0.1:5000", "http://mirror:5000"].map(str::to_owned);
+        assert_eq!(mirrors, BTreeSet::from(expected));
+        journal
+            .keep(&Transaction {
+                forgets: true,
+                ..other
+            })
+            .unwrap();
+        assert_eq!(journal.originals().unwrap(), Originals::default());
+    }
+
+    #[test]
+    fn a_journal_that_is_not_understood_is_named_and_left_alone() {
+        for (content, why) in [
+            ("", "EOF"),
+            ("{\"version\": 1", "EOF"),
+            ("{\"version\": 1, \"journal\": {}}", "told"),
+            ("{\"version\": 2, \"other\": 1}", "has version 2"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let journal = Journal::open(folder.path()).unwrap();
+            let path = folder.path().join(TRANSACTION);
+            write::put(&path, &text(content)).unwrap();
+            let said = journal.transaction().unwrap_err().to_string();
+            assert!(said.contains(path.to_str().unwrap()), "{said}");
+            assert!(said.contains(why), "{said}");
+            assert!(write::same(&write::read(&path).unwrap(), &text(content)));
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! When the engines are wired and when they are not: pure, with the time as an argument.
+
+use std::time::Duration;
+
+use crate::config::Drift;
+use crate::host::plan::Wanted;
+
+/// What the agent says of the mirror.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// It has pulled through it.
+    Serves,
+    /// It does not serve, or the agent does not answer, and why.
+    Fails(String),
+}
+
+/// The shortest time between two changes: docker is not reloaded every few seconds for a mirror
+/// that comes and goes.
+pub const HOLD: Duration = Duration::from_secs(30);
+/// The longest wait after changes that failed.
+const LONGEST_WAIT: Duration = Duration::from_mins(5);
+/// After so many corrections in [`FIGHT_WINDOW`] somebody else means it: a configuration management
+/// that puts its own file back for ever would have docker reload for ever.
+const FIGHTS: usize = 3;
+const FIGHT_WINDOW: Duration = Duration::from_mins(10);
+
+/// What is known of the past. All times are since the same moment.
+#[derive(Debug, Clone, Default)]
+pub struct Decider {
+    /// What the engines were told last, by this process.
+    told: Option<Wanted>,
+    failing_since: Option<Duration>,
+    changed: Option<Duration>,
+    failures: u32,
+    corrections: Vec<Duration>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Leave,
+    /// The engines are told, because the mirror came or went.
+    Tell(Wanted),
+    /// What somebody else has changed is put right.
+    Correct(Wanted),
+    /// What somebody else has changed stays, and why nothing is done about it.
+    LeaveDrift(&'static str),
+}
+
+impl Decider {
+    /// What is to be done now. `drifted` is whether the host is not any more as it was left.
+    pub fn decide(
+        &mut self,
+        now: Duration,
+        probe: &Probe,
+        withdraw_after: Duration,
+        drifted: bool,
+        policy: Drift,
+    ) -> Decision {
+        let wanted = match probe {
+            Probe::Serves => {
+                self.failing_since = None;
+                Some(Wanted::Wired)
+            }
+            Probe::Fails(_) => {
+                let since = *self.failing_since.get_or_insert(now);
+                // At the start it is not known to serve, and what was left is left alone: a mirror
+                // that is only slow to come is no reason to have docker reload twice.
+                (now.saturating_sub(since) >= withdraw_after).then_some(Wanted::Withdrawn)
+            }
+        };
+        let held = self
+            .changed
+            .is_some_and(|at| now.saturating_sub(at) < self.wait());
+        if let Some(wanted) = wanted
+            && self.told != Some(wanted)
+        {
+            return if held {
+                Decision::Leave
+            } else {
+                Decision::Tell(wanted)
+            };
+        }
+        let Some(told) = self.told.filter(|_| drifted) else {
+            return Decision::Leave;
+        };
+        if policy == Drift::Report {
+            return Decision::LeaveDrift("host.drift is report");
+        }
+        self.corrections
+            .retain(|at| now.saturating_sub(*at) < FIGHT_WINDOW);
+        if self.corrections.len() >= FIGHTS {
+            return Decision::LeaveDrift(
+                "it was put right 3 times in 10 minutes and changed back each time: somebody else \
+                 manages it",
+            );
+        }
+        if held && self.failures > 0 {
+            return Decision::Leave;
+        }
+        Decision::Correct(told)
+    }
+
+    /// A decision was carried out, or was not.
+    pub fn done(&mut self, now: Duration, decision: &Decision, succeeded: bool) {
+        self.changed = Some(now);
+        self.failures = if succeeded {
+            0
+        } else {
+            self.failures.saturating_add(1)
+        };
+        match decision {
+            Decision::Tell(wanted) if succeeded => self.told = Some(*wanted),
+            Decision::Correct(_) => self.corrections.push(now),
+            _ => {}
+        }
+    }
+
+    /// The configuration was read again: all is open.
+    pub fn reconsider(&mut self) {
+        self.corrections.clear();
+        self.failures = 0;
+        self.changed = None;
+        self.told = None;
+    }
+
+    /// What the engines were told last.
+    pub fn told(&self) -> Option<Wanted> {
+        self.told
+    }
+
+    fn wait(&self) -> Duration {
+        (HOLD * 2_u32.saturating_pow(self.failures)).min(LONGEST_WAIT.max(HOLD))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WITHDRAW: Duration = Duration::from_secs(10);
+
+    /// Each second of a probe's life, `+` or `-`, and when the engines were told what.
+    fn told(life: &str) -> Vec<(u64, Wanted)> {
+        let mut decider = Decider::default();
+        let mut told = Vec::new();
+        for (second, letter) in (0..).zip(life.chars()) {
+            let now = Duration::from_secs(second);
+            let probe = match letter {
+                '+' => Probe::Serves,
+                _ => Probe::Fails("refused".to_owned()),
+            };
+            let decision = decider.decide(now, &probe, WITHDRAW, false, Drift::Correct);
+            if let Decision::Tell(wanted) = decision {
+                told.push((second, wanted));
+                decider.done(now, &decision, true);
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn the_engines_are_wired_at_once_and_go_without_after_a_while() {
+        use Wanted::{Wired, Withdrawn};
+        let cases = [
+            (String::new(), vec![]),
+            ("---+++".to_owned(), vec![(3, Wired)]),
+            // Nine seconds are not ten, and each success begins anew.
+            ("+".repeat(40) + &"---------+".repeat(9), vec![(0, Wired)]),
+            (
+                "+".repeat(40) + &"-".repeat(60),
+                vec![(0, Wired), (50, Withdrawn)],
+            ),
+            // Back at once, but not told before the last change is half a minute old.
+            (
+                "+".repeat(40) + &"-".repeat(11) + &"+".repeat(60),
+                vec![(0, Wired), (50, Withdrawn), (80, Wired)],
+            ),
+            // A mirror that never comes is not waited for in vain: what an earlier run left goes.
+            ("-".repeat(20), vec![(10, Withdrawn)]),
+        ];
+        for (life, expected) in cases {
+            assert_eq!(told(&life), expected, "{life}");
+        }
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_ever_less_often() {
+        let mut decider = Decider::default();
+        let mut tries = Vec::new();
+        for second in 0..1500 {
+            let now = Duration::from_secs(second);
+            let decision = decider.decide(now, &Probe::Serves, WITHDRAW, false, Drift::Correct);
+            if decision == Decision::Tell(Wanted::Wired) {
+                tries.push(second);
+                decider.done(now, &decision, false);
+            }
+        }
+        assert_eq!(tries, [0, 60, 180, 420, 720, 1020, 1320]);
+        decider.reconsider();
+        let now = Duration::from_secs(1500);
+        let decision = decider.decide(now, &Probe::Serves, WITHDRAW, false, Drift::Correct);
+        assert_eq!(decision, Decision::Tell(Wanted::Wired));
+    }
+
+    #[test]
+    fn drift_is_put_right_until_somebody_means_it() {
+        let mut decider = Decider::default();
+        let wire = Decision::Tell(Wanted::Wired);
+        decider.done(Duration::ZERO, &wire, true);
+        let mut corrected = Vec::new();
+        for second in (5..700).step_by(5) {
+            let now = Duration::from_secs(second);
+            let report = decider.decide(now, &Probe::Serves, WITHDRAW, true, Drift::Report);
+            assert!(matches!(report, Decision::LeaveDrift(_)));
+            match decider.decide(now, &Probe::Serves, WITHDRAW, true, Drift::Correct) {
+                decision @ Decision::Correct(Wanted::Wired) => {
+                    corrected.push(second);
+                    decider.done(now, &decision, true);
+                }
+                Decision::LeaveDrift(why) => assert!(why.contains("somebody else manages it")),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(corrected, [5, 10, 15, 605, 610, 615]);
+        let later = Duration::from_secs(800);
+        let decision = decider.decide(later, &Probe::Serves, WITHDRAW, false, Drift::Correct);
+        assert_eq!(decision, Decision::Leave);
+    }
+}
