@@ -4,6 +4,8 @@
 //! - [`plan`] is pure: facts and settings in, the difference out. It can be printed, tested from
 //!   recorded facts, and tried on another machine.
 //! - `apply` is the only place that changes anything, with a journal to take it back.
+//! - [`install`] is about the agent's own units.
 
 pub mod facts;
+pub mod install;
 pub mod plan;
