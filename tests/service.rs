@@ -90,17 +90,6 @@ impl Manager {
             }
         }
     }
-
-    /// What was said until now, and not listened to.
-    fn heard(&self) -> String {
-        self.0.set_nonblocking(true).unwrap();
-        let (mut all, mut message) = (String::new(), [0; 4096]);
-        while let Ok(length) = self.0.recv(&mut message) {
-            all.push_str(&String::from_utf8_lossy(&message[..length]));
-        }
-        self.0.set_nonblocking(false).unwrap();
-        all
-    }
 }
 
 #[test]
