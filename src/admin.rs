@@ -2,7 +2,7 @@
 //! registry's port: what it tells is for the people of this host.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
@@ -16,12 +16,26 @@ use crate::config::AdminAddress;
 use crate::registry::Body;
 use crate::registry::server::Listener;
 use crate::status::Status;
+use crate::systemd::listen::Passed;
 
-/// Listens on the admin address.
-pub async fn listen(address: &AdminAddress) -> io::Result<Listener> {
+/// Listens on the admin address, or takes the socket that does so already. With the path to remove
+/// at the end: that of a socket which was passed stays, for the next process.
+pub async fn listen(
+    address: &AdminAddress,
+    passed: &mut Passed,
+) -> io::Result<(Listener, Option<PathBuf>)> {
     match address {
-        AdminAddress::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
-        AdminAddress::Unix(path) => Ok(Listener::Unix(listen_unix(path)?)),
+        AdminAddress::Tcp(address) => {
+            let listener = match passed.take_tcp(*address) {
+                Some(passed) => TcpListener::from_std(passed)?,
+                None => TcpListener::bind(address).await?,
+            };
+            Ok((Listener::Tcp(listener), None))
+        }
+        AdminAddress::Unix(path) => match passed.take_unix(path) {
+            Some(passed) => Ok((Listener::Unix(UnixListener::from_std(passed)?), None)),
+            None => Ok((Listener::Unix(listen_unix(path)?), Some(path.clone()))),
+        },
     }
 }
 
@@ -80,11 +94,7 @@ pub async fn answer<B>(request: Request<B>, shared: Arc<Shared>) -> Response<Bod
             response
         }
         "/status" => {
-            let health = shared.health.borrow().clone();
-            let settings = shared.settings();
-            let uptime = shared.started.elapsed();
-            let status =
-                Status::now(&settings, &shared.mirror, &health, &shared.metrics, uptime).await;
+            let status = Status::now(&shared).await;
             let body = serde_json::to_string_pretty(&status).unwrap_or_default();
             let mut response = text(StatusCode::OK, body + "\n");
             let json = HeaderValue::from_static("application/json");

@@ -6,24 +6,27 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::{self, AdminAddress, Loaded, Settings, Sources, Storage};
-use crate::health::{self, Health, HealthWatch};
+mod signals;
+
+use crate::config::{Loaded, Serving, Settings, Sources, Storage};
+use crate::health::{self, Health, HealthWatch, MirrorProbe, MirrorWatch, Need, OwnPort};
 use crate::log::LevelHandle;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::registry::Registry;
 use crate::registry::server::{self, Limits, Listener};
 use crate::store::{Store, StoreError};
+use crate::systemd::listen::Passed;
+use crate::systemd::notify;
 use crate::tls::LiveIdentity;
 use crate::{admin, status};
 
-/// How often the status line is brought up to date, where systemd shows it.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+use signals::Signals;
+
 /// How often it is looked whether the certificate's files have changed.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
 /// What the admin listener's clients get: its answers are short.
@@ -61,10 +64,12 @@ pub struct Shared {
     settings: RwLock<Arc<Settings>>,
     /// What clients are shown, where the registry speaks TLS.
     identity: Option<Arc<LiveIdentity>>,
-    /// The mirror.
-    pub mirror: Mirror,
+    /// The mirror; a client has none.
+    pub mirror: Option<Mirror>,
     /// How the agent is.
     pub health: HealthWatch,
+    /// How the mirror is that this host's engines are told.
+    pub mirror_health: MirrorWatch,
     /// What it counts.
     pub metrics: Arc<Metrics>,
     /// When it started.
@@ -79,65 +84,41 @@ impl Shared {
 }
 
 /// Runs until SIGTERM or SIGINT, and the drain after it.
-pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result<(), AgentError> {
+pub async fn run(
+    loaded: Loaded,
+    sources: Sources,
+    level: LevelHandle,
+    mut passed: Passed,
+) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
-    let listener = bind(settings.listen).await;
-    let listener = listener.map_err(|e| listen_error("listen", settings.listen.to_string(), e))?;
-    let identity = settings.tls.as_ref().map(LiveIdentity::new).transpose();
-    let identity = identity.map_err(|errors| {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        AgentError::Tls(errors.join("; "))
-    });
-    let identity = identity?.map(Arc::new);
-    let Storage::Filesystem { root } = &settings.storage;
-    let store = Store::open(root)?;
     let metrics = Arc::new(Metrics::default());
-    let mirror = Mirror::new(&settings, store.clone(), Arc::clone(&metrics));
+    let registry = match &settings.serving {
+        Some(serving) => Some(Port::open(serving, &mut passed, &metrics).await?),
+        None => None,
+    };
     let (health_sender, health) = watch::channel(Health::starting());
+    let (mirror_probe, mirror_health) = MirrorProbe::new(&settings.host);
     let shared = Arc::new(Shared {
         settings: RwLock::new(Arc::clone(&settings)),
-        identity: identity.clone(),
-        mirror: mirror.clone(),
+        identity: registry.as_ref().and_then(|port| port.identity.clone()),
+        mirror: registry.as_ref().map(|port| port.mirror.clone()),
         health: health.clone(),
+        mirror_health,
         metrics: Arc::clone(&metrics),
         started: Instant::now(),
     });
     // After the store's lock: of two agents on one root, the second must not take this socket.
-    let admin = admin::listen(&settings.admin).await;
-    let admin = admin.map_err(|e| listen_error("admin", settings.admin.to_string(), e))?;
+    let admin = admin::listen(&settings.admin, &mut passed).await;
+    let (admin, admin_path) =
+        admin.map_err(|e| listen_error("admin", settings.admin.to_string(), e))?;
+    for problem in passed.problems() {
+        tracing::warn!("{problem}");
+    }
 
     let (stop_sender, stop) = watch::channel(false);
     let (stop_admin_sender, stop_admin) = watch::channel(false);
-    let limits = {
-        let shared = Arc::clone(&shared);
-        move || {
-            let settings = shared.settings();
-            Limits {
-                idle: settings.clients.idle,
-                drain: settings.drain,
-            }
-        }
-    };
-    let listener = match identity.clone() {
-        Some(identity) => Listener::Tls(listener, identity),
-        None => Listener::Tcp(listener),
-    };
-    let registry = Registry::new(mirror, health.clone(), Arc::clone(&metrics));
-    let serving = tokio::spawn(server::serve(
-        listener,
-        {
-            let shared = Arc::clone(&shared);
-            move |request| {
-                let (registry, settings) = (registry.clone(), shared.settings());
-                async move { registry.answer(request, &settings).await }
-            }
-        },
-        Arc::clone(&metrics),
-        stop,
-        limits,
-    ));
     let admin_serving = tokio::spawn(server::serve(
         admin,
         {
@@ -148,62 +129,216 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         stop_admin,
         || ADMIN_LIMITS,
     ));
-    let probing = tokio::spawn(health::watch(
-        store,
-        {
-            let shared = Arc::clone(&shared);
-            move || shared.settings().health
-        },
-        health_sender,
-        metrics,
-    ));
-    let looking_after = tokio::spawn(shared.mirror.clone().look_after_cache({
+    let probed = {
         let shared = Arc::clone(&shared);
-        move || shared.settings().health.interval
-    }));
-    let telling = tokio::spawn(tell_systemd(Arc::clone(&shared)));
-    let watching = tokio::spawn(watch_certificate(identity));
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        role = settings.role.as_str(),
-        listen = %settings.listen,
-        tls = settings.tls.is_some(),
-        admin = %settings.admin,
-        storage = %root.display(),
-        "started"
-    );
+        move || {
+            let settings = shared.settings();
+            (settings.health, settings.host.clone())
+        }
+    };
+    // What ends with the agent, and would never end by itself.
+    let mut tasks = JoinSet::new();
+    let (own_port, serving) = match registry {
+        // Ready is a client whose mirror serves; started it has all the same, and the boot of a
+        // host does not wait for another one.
+        None => {
+            tasks.spawn(health::watch(
+                Need::Mirror(mirror_probe),
+                probed,
+                health_sender,
+                metrics,
+            ));
+            notify::ready();
+            (None, None)
+        }
+        Some(port) => {
+            tasks.spawn(health::watch(
+                Need::Storage(port.mirror.store().clone()),
+                probed,
+                health_sender,
+                metrics,
+            ));
+            let interval = {
+                let shared = Arc::clone(&shared);
+                move || shared.settings().health.interval
+            };
+            let host = {
+                let shared = Arc::clone(&shared);
+                move || shared.settings().host.clone()
+            };
+            tasks.spawn(mirror_probe.watch(interval.clone(), host));
+            tasks.spawn(port.mirror.clone().look_after_cache(interval));
+            tasks.spawn(watch_certificate(port.identity.clone()));
+            tasks.spawn({
+                let mut health = health.clone();
+                async move {
+                    if health.wait_for(|health| health.ready).await.is_ok() {
+                        notify::ready();
+                    }
+                }
+            });
+            (
+                Some(port.own_port.clone()),
+                Some(port.serve(Arc::clone(&shared), stop)),
+            )
+        }
+    };
+    let mut telling = JoinSet::new();
+    telling.spawn({
+        let shared = Arc::clone(&shared);
+        notify::show_status(move || status::line(&shared))
+    });
+    tasks.spawn({
+        let shared = Arc::clone(&shared);
+        notify::feed_watchdog(move |deadline| {
+            answers(own_port.clone(), Arc::clone(&shared.metrics), deadline)
+        })
+    });
+    tell_started(&settings);
 
     signals
         .reload_until_stopped(&shared, &sources, &level)
         .await;
 
-    let deadline = shared.settings().drain;
-    tracing::info!(deadline = %humantime::format_duration(deadline), "stopping: running answers may end");
-    telling.abort();
-    notify(&[
-        NotifyState::Stopping,
-        NotifyState::Status("stopping: running answers may end"),
-    ]);
+    telling.abort_all();
+    notify::stopping("stopping: running answers may end");
     stop_sender.send_replace(true);
-    tokio::select! {
-        drained = serving => if matches!(drained, Ok(true)) {
-            tracing::info!("stopped");
-        } else {
-            tracing::warn!("stopped: some answers did not end in time and were broken off");
-        },
-        () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
+    if let Some(serving) = serving {
+        let drain = |serving: &Serving| serving.drain;
+        let deadline = shared.settings().serving.as_ref().map(drain);
+        let deadline = humantime::format_duration(deadline.unwrap_or_default());
+        tracing::info!(%deadline, "stopping: running answers may end");
+        tokio::select! {
+            drained = serving => if matches!(drained, Ok(true)) {
+                tracing::info!("stopped");
+            } else {
+                tracing::warn!("stopped: some answers did not end in time and were broken off");
+            },
+            () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
+        }
     }
-    probing.abort();
-    looking_after.abort();
-    watching.abort();
+    tasks.abort_all();
     stop_admin_sender.send_replace(true);
     // Its answers are short; whether one was cut off does not matter any more.
     let _ = admin_serving.await;
-    if let AdminAddress::Unix(path) = &settings.admin {
+    if let Some(path) = admin_path {
         // Another start would remove it as well.
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+fn tell_started(settings: &Settings) {
+    let (version, role) = (env!("CARGO_PKG_VERSION"), settings.role().as_str());
+    match &settings.serving {
+        Some(serving) => {
+            let Storage::Filesystem { root } = &serving.storage;
+            tracing::info!(
+                version,
+                role,
+                listen = %serving.listen,
+                tls = serving.tls.is_some(),
+                admin = %settings.admin,
+                storage = %root.display(),
+                "started"
+            );
+        }
+        None => tracing::info!(
+            version,
+            role,
+            mirror = %settings.host.mirror,
+            admin = %settings.admin,
+            "started"
+        ),
+    }
+}
+
+/// Whether the registry answers within the deadline, or is only too busy to: a crowd may have all
+/// of its places, and is served. A client has none, and answers by asking.
+async fn answers(
+    own_port: Option<OwnPort>,
+    metrics: Arc<Metrics>,
+    deadline: Duration,
+) -> Result<(), String> {
+    let Some(own_port) = own_port else {
+        return Ok(());
+    };
+    let before = metrics.served_bytes.get();
+    match tokio::time::timeout(deadline, own_port.answers()).await {
+        Ok(answered) => answered,
+        Err(_) if metrics.served_bytes.get() > before => Ok(()),
+        Err(_) => Err(format!(
+            "no answer within {}",
+            humantime::format_duration(deadline)
+        )),
+    }
+}
+
+/// The registry's port, open, with all that answers there.
+struct Port {
+    listener: TcpListener,
+    identity: Option<Arc<LiveIdentity>>,
+    mirror: Mirror,
+    own_port: OwnPort,
+}
+
+impl Port {
+    async fn open(
+        serving: &Serving,
+        passed: &mut Passed,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, AgentError> {
+        let error = |e| listen_error("listen", serving.listen.to_string(), e);
+        let listener = match passed.take_tcp(serving.listen) {
+            Some(passed) => TcpListener::from_std(passed),
+            None => bind(serving.listen).await,
+        };
+        let listener = listener.map_err(error)?;
+        let identity = serving.tls.as_ref().map(LiveIdentity::new).transpose();
+        let identity = identity.map_err(|errors| {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            AgentError::Tls(errors.join("; "))
+        });
+        let identity = identity?.map(Arc::new);
+        let local = listener.local_addr().map_err(error)?;
+        let own_port = OwnPort::new(local, identity.is_some());
+        let own_port = own_port.map_err(|error| AgentError::Tls(error.to_string()))?;
+        let Storage::Filesystem { root } = &serving.storage;
+        let store = Store::open(root)?;
+        Ok(Self {
+            listener,
+            identity,
+            mirror: Mirror::new(serving, store, Arc::clone(metrics)),
+            own_port,
+        })
+    }
+
+    /// Serves until it is told to stop, and the drain after it: whether every answer ended.
+    fn serve(self, shared: Arc<Shared>, stop: watch::Receiver<bool>) -> JoinHandle<bool> {
+        let listener = match self.identity {
+            Some(identity) => Listener::Tls(self.listener, identity),
+            None => Listener::Tcp(self.listener),
+        };
+        let metrics = Arc::clone(&shared.metrics);
+        let registry = Registry::new(self.mirror, shared.health.clone(), Arc::clone(&metrics));
+        let limits = {
+            let shared = Arc::clone(&shared);
+            move || {
+                let settings = shared.settings();
+                let serving = settings.serving.as_ref();
+                // The role stays what it was, so there is always something that is served.
+                serving.map_or(ADMIN_LIMITS, |serving| Limits {
+                    idle: serving.clients.idle,
+                    drain: serving.drain,
+                })
+            }
+        };
+        let answer = move |request| {
+            let (registry, settings) = (registry.clone(), shared.settings());
+            async move { registry.answer(request, &settings).await }
+        };
+        tokio::spawn(server::serve(listener, answer, metrics, stop, limits))
+    }
 }
 
 /// Listens on `address`. All interfaces means all that there are: a kernel or container without
@@ -231,99 +366,6 @@ fn listen_error(key: &'static str, address: String, source: io::Error) -> AgentE
     }
 }
 
-/// The signals that the agent acts on.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for SIGTERM or SIGINT.
-    async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// Reloads at every SIGHUP until it is time to stop.
-    async fn reload_until_stopped(
-        &mut self,
-        shared: &Shared,
-        sources: &Sources,
-        level: &LevelHandle,
-    ) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => reload(shared, sources, level),
-            }
-        }
-    }
-}
-
-/// Reads the configuration again. A broken one changes nothing.
-fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
-    let loaded = match config::load(sources) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            tracing::error!(%errors, "the configuration is broken: the one before stays in force: {errors}");
-            return;
-        }
-    };
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    let (before, mut after) = (shared.settings(), loaded.settings);
-    let fixed = [
-        ("role", before.role != after.role),
-        ("listen", before.listen != after.listen),
-        ("admin", before.admin != after.admin),
-        ("tls", before.tls.is_some() != after.tls.is_some()),
-        ("storage", before.storage != after.storage),
-        ("log.format", before.log.format != after.log.format),
-        ("log.fields", before.log.fields != after.log.fields),
-    ];
-    for (key, changed) in fixed {
-        if changed {
-            tracing::warn!(
-                key,
-                "this key has changed, which takes effect at the next start"
-            );
-        }
-    }
-    // What is shown must be what is in force.
-    after.role = before.role;
-    after.listen = before.listen;
-    after.admin.clone_from(&before.admin);
-    after.storage.clone_from(&before.storage);
-    if before.tls.is_some() != after.tls.is_some() {
-        after.tls.clone_from(&before.tls);
-    }
-    if let Some(identity) = &shared.identity {
-        identity.refresh(after.tls.as_ref());
-    }
-    after.log.format = before.log.format;
-    after.log.fields.clone_from(&before.log.fields);
-    level.set(after.log.level);
-    shared.mirror.reload(&after);
-    *shared
-        .settings
-        .write()
-        .unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
-    tracing::info!("reloaded");
-}
-
 /// Takes over a certificate that was renewed, whether or not anybody tells the agent.
 async fn watch_certificate(identity: Option<Arc<LiveIdentity>>) {
     let Some(identity) = identity else { return };
@@ -332,31 +374,5 @@ async fn watch_certificate(identity: Option<Arc<LiveIdentity>>) {
         let identity = Arc::clone(&identity);
         // It fails only where the process ends.
         let _ = tokio::task::spawn_blocking(move || identity.refresh(None)).await;
-    }
-}
-
-/// Tells systemd when the agent is ready, and then what it does. Without systemd it does nothing.
-async fn tell_systemd(shared: Arc<Shared>) {
-    let mut health = shared.health.clone();
-    if health.wait_for(|health| health.ready).await.is_ok() {
-        notify(&[NotifyState::Ready]);
-    }
-    let mut told = String::new();
-    loop {
-        let line = {
-            let health = shared.health.borrow().clone();
-            status::line(&shared.settings(), &shared.mirror, &health, &shared.metrics)
-        };
-        if line != told {
-            notify(&[NotifyState::Status(&line)]);
-            told = line;
-        }
-        tokio::time::sleep(STATUS_INTERVAL).await;
-    }
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "systemd could not be told: {error}");
     }
 }

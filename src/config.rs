@@ -28,8 +28,8 @@ pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
     AdminAddress, ClientSettings, Credentials, DockerSettings, Drift, Freshness, HealthSettings,
-    HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart, Role, Secret, Settings,
-    Storage, Timeouts, TlsSettings, UpstreamSettings,
+    HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart, Role, Secret, Serving,
+    Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

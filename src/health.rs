@@ -9,7 +9,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::config::HealthSettings;
+mod mirror;
+mod own_port;
+
+pub use mirror::{MirrorHealth, MirrorProbe, MirrorWatch};
+pub use own_port::OwnPort;
+
+use crate::config::{HealthSettings, HostSettings};
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -38,20 +44,43 @@ impl Health {
     }
 }
 
-/// Probes the store for ever, and publishes what it finds. `settings` is asked anew each time.
+/// What an agent needs for its work.
+pub enum Need {
+    /// Its storage: it serves.
+    Storage(Store),
+    /// The mirror elsewhere: it is a client.
+    Mirror(MirrorProbe),
+}
+
+impl Need {
+    async fn probe(&mut self, host: &HostSettings) -> Result<(), String> {
+        match self {
+            Self::Storage(store) => probe(store).await,
+            Self::Mirror(mirror) => mirror.probe(host).await,
+        }
+    }
+}
+
+/// Probes what the agent needs for ever, and publishes what it finds. `settings` is asked anew each
+/// time.
 pub async fn watch(
-    store: Store,
-    settings: impl Fn() -> HealthSettings,
+    mut need: Need,
+    settings: impl Fn() -> (HealthSettings, HostSettings),
     sender: watch::Sender<Health>,
     metrics: Arc<Metrics>,
 ) {
     let mut failures = 0;
+    let mut succeeded = false;
     loop {
-        let HealthSettings {
-            interval,
-            threshold,
-        } = settings();
-        let problem = probe(&store).await.err();
+        let (
+            HealthSettings {
+                interval,
+                threshold,
+            },
+            host,
+        ) = settings();
+        let problem = need.probe(&host).await.err();
+        succeeded |= problem.is_none();
         let was_ready = sender.borrow().ready;
         let health = match problem {
             None => {
@@ -79,14 +108,15 @@ pub async fn watch(
                 (false, true) => tracing::info!("ready"),
                 (true, false) => tracing::error!("not ready: {}", health.problems.join("; ")),
                 _ if !health.problems.is_empty() => {
-                    tracing::warn!("the storage has problems: {}", health.problems.join("; "));
+                    tracing::warn!("still ready, with problems: {}", health.problems.join("; "));
                 }
-                _ => tracing::info!("the storage has recovered"),
+                _ => tracing::info!("recovered"),
             }
             *current = health;
             true
         });
-        tokio::time::sleep(interval).await;
+        let eager = interval.min(mirror::EAGER);
+        tokio::time::sleep(if succeeded { interval } else { eager }).await;
     }
 }
 

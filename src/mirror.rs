@@ -21,7 +21,7 @@ use fill::Fills;
 use flight::Flights;
 use freshness::Resolution;
 
-use crate::config::{CacheLimit, Freshness, Settings};
+use crate::config::{CacheLimit, Freshness, Serving};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
@@ -136,7 +136,7 @@ struct Inner {
 
 impl Mirror {
     /// A mirror of the upstreams in `settings`, over `store`.
-    pub fn new(settings: &Settings, store: Store, metrics: Arc<Metrics>) -> Self {
+    pub fn new(settings: &Serving, store: Store, metrics: Arc<Metrics>) -> Self {
         let live = Live {
             upstreams: upstreams(settings, &[], &metrics),
             freshness: settings.freshness,
@@ -155,7 +155,7 @@ impl Mirror {
 
     /// Takes over new settings. An upstream that did not change keeps its tokens and what is known
     /// of it; what is under way goes on as it began.
-    pub fn reload(&self, settings: &Settings) {
+    pub fn reload(&self, settings: &Serving) {
         let before = self.live();
         let live = Live {
             upstreams: upstreams(settings, &before.upstreams, &self.0.metrics),
@@ -427,7 +427,7 @@ fn registries(upstreams: &[Arc<Upstream>]) -> String {
 
 /// The upstreams of `settings`, keeping those of `before` that did not change.
 fn upstreams(
-    settings: &Settings,
+    settings: &Serving,
     before: &[Arc<Upstream>],
     metrics: &Arc<Metrics>,
 ) -> Vec<Arc<Upstream>> {

@@ -135,7 +135,7 @@ impl Registry {
         .unwrap_or_else(|refusal| error_answer(&refusal));
         let headers = response.headers_mut();
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        for (name, value) in &settings.headers {
+        for (name, value) in settings.serving.iter().flat_map(|serving| &serving.headers) {
             headers.append(name, value.clone());
         }
         if parts.method == Method::HEAD {
@@ -149,7 +149,11 @@ impl Registry {
                 status: status.as_u16(),
             })
             .inc();
-        let access = settings.log.access.then(|| body::Access {
+        // What only asks whether anybody is here: load balancers, every client of a fleet and the
+        // watchdog do that every few seconds.
+        let check = matches!(kind, "root" | "base") && status.is_success();
+        let log = settings.log.access && !check;
+        let access = log.then(|| body::Access {
             method: parts.method,
             path: parts.uri.path().to_owned(),
             agent: agent(&parts.headers),

@@ -1,17 +1,26 @@
 //! What `/status` answers and `registry-agent status` prints.
 
 use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use indicatif::{DecimalBytes, HumanCount};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::config::Settings;
-use crate::health::Health;
+use crate::agent::Shared;
+use crate::config::Serving;
+use crate::health::MirrorHealth;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::upstream::Budget;
+
+/// Where the host's part says what it has wired.
+const WIRING: &str = "/run/registry-agent-host/state.json";
+/// What is read of it, in bytes.
+const WIRING_LIMIT: u64 = 64 * 1024;
 
 /// The state of an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,11 +33,36 @@ pub struct Status {
     pub ready: bool,
     /// What is wrong, in sentences for people.
     pub problems: Vec<String>,
-    /// Where the registry listens.
-    pub listen: String,
     /// Seconds since it started.
     pub uptime_seconds: u64,
-    /// What it did since then.
+    /// The mirror that this host's engines are told.
+    pub mirror: MirrorStatus,
+    /// How the engines are wired, by what wires them (`docker wired`); absent where nothing does.
+    pub wiring: Option<String>,
+    /// What it serves; nothing by a client.
+    #[serde(flatten)]
+    pub serving: Option<ServingStatus>,
+}
+
+/// The mirror that this host's engines are told, as this agent sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MirrorStatus {
+    /// Its address, `host.mirror`.
+    pub address: String,
+    /// Whether it answered when it was last asked.
+    pub serves: bool,
+    /// Seconds since it began, or ceased, to.
+    pub since_seconds: u64,
+    /// How it last failed, where it did not answer.
+    pub failure: Option<String>,
+}
+
+/// What an agent serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServingStatus {
+    /// Where the registry listens.
+    pub listen: String,
+    /// What it did since it started.
     pub cache: CacheStatus,
     /// Where it keeps things.
     pub storage: StorageStatus,
@@ -93,13 +127,54 @@ pub struct UpstreamStatus {
 
 impl Status {
     /// The state now.
-    pub async fn now(
-        settings: &Settings,
-        mirror: &Mirror,
-        health: &Health,
-        metrics: &Metrics,
-        uptime: Duration,
-    ) -> Self {
+    pub async fn now(shared: &Shared) -> Self {
+        let settings = shared.settings();
+        let health = shared.health.borrow().clone();
+        let serving = match (&settings.serving, &shared.mirror) {
+            (Some(serving), Some(mirror)) => {
+                Some(ServingStatus::now(serving, mirror, &shared.metrics).await)
+            }
+            _ => None,
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: settings.role().as_str().to_owned(),
+            ready: health.ready,
+            problems: health.problems,
+            uptime_seconds: shared.started.elapsed().as_secs(),
+            mirror: MirrorStatus::new(&shared.mirror_health.borrow()),
+            wiring: wiring(Path::new(WIRING)),
+            serving,
+        }
+    }
+}
+
+impl MirrorStatus {
+    fn new(health: &MirrorHealth) -> Self {
+        Self {
+            address: health.address.as_str().trim_end_matches('/').to_owned(),
+            serves: health.serves,
+            since_seconds: health.since.elapsed().as_secs(),
+            failure: health.failure.clone(),
+        }
+    }
+}
+
+/// What the host's part says of its work; nothing where there is none, or it can't be read.
+fn wiring(file: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct State {
+        summary: String,
+    }
+    let mut text = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(WIRING_LIMIT).read_to_end(&mut text));
+    read.ok()?;
+    let State { summary } = serde_json::from_slice(&text).ok()?;
+    Some(summary)
+}
+
+impl ServingStatus {
+    async fn now(serving: &Serving, mirror: &Mirror, metrics: &Metrics) -> Self {
         let disk = mirror.store().disk().await.ok();
         let seconds_ago = |at: SystemTime| {
             SystemTime::now()
@@ -125,12 +200,7 @@ impl Status {
             }
         });
         Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            role: settings.role.as_str().to_owned(),
-            ready: health.ready,
-            problems: health.problems.clone(),
-            listen: settings.listen.to_string(),
-            uptime_seconds: uptime.as_secs(),
+            listen: serving.listen.to_string(),
             cache: CacheStatus::now(metrics),
             storage: StorageStatus {
                 root: mirror.store().root().display().to_string(),
@@ -160,9 +230,30 @@ impl CacheStatus {
     }
 }
 
-/// The one line that systemd shows:
-/// `ready: mirror of docker.io, 1,204 hits 31 misses, 41.00 GB saved, budget 87/100`.
-pub fn line(settings: &Settings, mirror: &Mirror, health: &Health, metrics: &Metrics) -> String {
+/// The one line that systemd shows: `ready: mirror of docker.io, 1,204 hits 31 misses, 41 GB saved,
+/// hub budget 87/100; docker wired`.
+pub fn line(shared: &Shared) -> String {
+    let settings = shared.settings();
+    let health = shared.health.borrow().clone();
+    let mut line = format!(
+        "{}: {} of ",
+        if health.ready { "ready" } else { "not ready" },
+        settings.role().as_str(),
+    );
+    match &shared.mirror {
+        Some(mirror) => line.push_str(&serving_line(mirror, &shared.metrics)),
+        None => line.push_str(settings.host.mirror.as_str().trim_end_matches('/')),
+    }
+    let wiring = wiring(Path::new(WIRING));
+    for more in wiring.iter().chain(&health.problems) {
+        line.push_str("; ");
+        // systemd takes a line.
+        line.extend(more.chars().map(|c| if c.is_control() { ' ' } else { c }));
+    }
+    line
+}
+
+fn serving_line(mirror: &Mirror, metrics: &Metrics) -> String {
     let upstreams = mirror.upstreams();
     let names: Vec<&str> = upstreams
         .iter()
@@ -170,27 +261,42 @@ pub fn line(settings: &Settings, mirror: &Mirror, health: &Health, metrics: &Met
         .collect();
     let cache = CacheStatus::now(metrics);
     let mut line = format!(
-        "{}: {} of {}, {} hits {} misses, {} saved",
-        if health.ready { "ready" } else { "not ready" },
-        settings.role.as_str(),
+        "{}, {} hits {} misses, {} saved",
         names.join(", "),
         HumanCount(cache.hits),
         HumanCount(cache.misses),
-        DecimalBytes(cache.saved_bytes),
+        round(cache.saved_bytes),
     );
     for upstream in &upstreams {
         if let Some(Budget { remaining, limit }) = upstream.last_contact().budget {
             let limit = limit.map(|limit| format!("/{limit}")).unwrap_or_default();
             let registry = upstream.registry();
+            let registry = if registry.is_docker_hub() {
+                "hub"
+            } else {
+                registry.as_str()
+            };
             // Writing to a String can't fail.
             let _ = write!(line, ", {registry} budget {remaining}{limit}");
         }
     }
-    for problem in &health.problems {
-        line.push_str("; ");
-        line.push_str(problem);
-    }
     line
+}
+
+/// Bytes as people say them: `41 GB`, `4.1 GB`.
+fn round(bytes: u64) -> String {
+    let (mut unit, mut tenths) = ("B", u128::from(bytes) * 10);
+    for larger in ["kB", "MB", "GB", "TB", "PB"] {
+        if tenths < 10_000 {
+            break;
+        }
+        (unit, tenths) = (larger, tenths / 1000);
+    }
+    if tenths >= 100 || tenths % 10 == 0 {
+        format!("{} {unit}", tenths / 10)
+    } else {
+        format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    }
 }
 
 impl StorageStatus {
@@ -219,13 +325,51 @@ impl fmt::Display for Status {
         let ready = if self.ready { "yes" } else { "no" };
         let ago =
             |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
-        let cache = &self.cache;
         let mut rows = vec![
             ("version", self.version.clone()),
             ("role", self.role.clone()),
             ("ready", ready.to_owned()),
-            ("listen", self.listen.clone()),
             ("uptime", uptime.to_string()),
+        ];
+        if let Some(serving) = &self.serving {
+            serving.rows(&mut rows, &ago)?;
+        }
+        let MirrorStatus {
+            address,
+            serves,
+            since_seconds,
+            failure,
+        } = &self.mirror;
+        let has = if *serves { "has" } else { "has not" };
+        let since = ago(*since_seconds);
+        rows.push((
+            "engines",
+            format!("told {address}, which {has} served for {since}"),
+        ));
+        if let Some(failure) = failure {
+            rows.push(("", failure.clone()));
+        }
+        if let Some(wiring) = &self.wiring {
+            rows.push(("wiring", wiring.clone()));
+        }
+        for problem in &self.problems {
+            rows.push(("problem", problem.clone()));
+        }
+        for (name, value) in rows {
+            writeln!(f, "{name:<10} {value}")?;
+        }
+        Ok(())
+    }
+}
+
+type Row = (&'static str, String);
+
+impl ServingStatus {
+    /// What people read of it.
+    fn rows(&self, rows: &mut Vec<Row>, ago: &dyn Fn(u64) -> String) -> fmt::Result {
+        let cache = &self.cache;
+        rows.extend([
+            ("listen", self.listen.clone()),
             ("hits", HumanCount(cache.hits).to_string()),
             ("misses", HumanCount(cache.misses).to_string()),
             ("stale", HumanCount(cache.stale).to_string()),
@@ -234,7 +378,7 @@ impl fmt::Display for Status {
             ("fetched", DecimalBytes(cache.fetched_bytes).to_string()),
             ("saved", DecimalBytes(cache.saved_bytes).to_string()),
             ("storage", self.storage.root.clone()),
-        ];
+        ]);
         if let (Some(size), Some(available)) =
             (self.storage.size_bytes, self.storage.available_bytes)
         {
@@ -264,12 +408,47 @@ impl fmt::Display for Status {
                 rows.push(("", format!("last failure {} ago: {failure}", ago(seconds))));
             }
         }
-        for problem in &self.problems {
-            rows.push(("problem", problem.clone()));
-        }
-        for (name, value) in rows {
-            writeln!(f, "{name:<10} {value}")?;
-        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+
+    #[test]
+    fn bytes_are_said_as_people_say_them() {
+        for (bytes, said) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1 kB"),
+            (4_149_000_000, "4.1 GB"),
+            (41_900_000_000, "41 GB"),
+            (999_999_999, "999 MB"),
+            (u64::MAX, "18446 PB"),
+        ] {
+            assert_eq!(round(bytes), said);
+        }
+    }
+
+    #[test]
+    fn what_the_hosts_part_says_is_shown_and_what_is_no_such_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state.json");
+        let mut open = OpenOptions::new();
+        let mut says = |text: &str| {
+            let opened = open.write(true).create(true).truncate(true).open(&file);
+            opened.unwrap().write_all(text.as_bytes()).unwrap();
+            wiring(&file)
+        };
+        let said = says(r#"{"summary": "docker wired", "engines": []}"#);
+        assert_eq!(said.as_deref(), Some("docker wired"));
+        assert_eq!(says("half of a fi"), None);
+        let long = format!(r#"{{"summary": "{}"}}"#, "x".repeat(100_000));
+        assert_eq!(says(&long), None, "it is read to its limit and no further");
+        assert_eq!(wiring(folder.path()), None, "a folder");
+        assert_eq!(wiring(&folder.path().join("nothing")), None);
     }
 }

@@ -3,9 +3,12 @@
 //!
 //! - [`manager`] is the connection: what a unit is, and what asks for no job.
 //! - [`job`] starts, stops, restarts and reloads, and knows whether it came to pass.
+//! - [`listen`] takes the sockets that are passed, [`notify`] tells the state and feeds the watchdog.
 
 pub mod job;
+pub mod listen;
 pub mod manager;
+pub mod notify;
 
 pub use job::{JobError, JobFailure, JobVerb};
 pub use manager::{Manager, ManagerError};

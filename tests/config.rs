@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use registry_agent::config::{self, Sources};
-use registry_agent::config::{Settings, Storage};
+use registry_agent::config::{Serving, Settings, Storage};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -127,8 +127,41 @@ fn sources(case: &Path) -> Sources {
 
 /// Settings in the words of the configuration file, with the password in the open.
 fn shown(settings: &Settings) -> Value {
-    let Storage::Filesystem { root } = &settings.storage;
-    let upstreams: Vec<Value> = settings
+    let mut shown = json!({
+        "role": settings.role().as_str(),
+        "admin": settings.admin.to_string(),
+        "interval": format!("{:?}", settings.health.interval),
+        "threshold": settings.health.threshold,
+        "level": format!("{:?}", settings.log.level),
+        "format": format!("{:?}", settings.log.format),
+        "access": settings.log.access,
+        "fields": settings.log.fields.iter().cloned().collect::<Value>(),
+        "host": {
+            "mirror": settings.host.mirror.as_str(),
+            "ca": settings.host.ca.as_ref().map(|ca| ca.file_name().unwrap().to_str()),
+            "docker": format!("{:?}", settings.host.docker),
+            "engines": [
+                format!("{:?}", settings.host.containerd),
+                format!("{:?}", settings.host.podman),
+                format!("{:?}", settings.host.buildkit),
+            ],
+            "drift": format!("{:?}", settings.host.drift),
+            "withdraw_after": format!("{:?}", settings.host.withdraw_after),
+            "local_name": settings.host.local_name,
+        },
+    });
+    if let Some(serving) = &settings.serving {
+        let Value::Object(serving) = shown_serving(serving) else {
+            unreachable!("a mapping")
+        };
+        shown.as_object_mut().unwrap().extend(serving);
+    }
+    shown
+}
+
+fn shown_serving(serving: &Serving) -> Value {
+    let Storage::Filesystem { root } = &serving.storage;
+    let upstreams: Vec<Value> = serving
         .upstreams
         .iter()
         .map(|upstream| {
@@ -149,48 +182,26 @@ fn shown(settings: &Settings) -> Value {
             shown
         })
         .collect();
-    let headers: Vec<String> = settings
+    let headers: Vec<String> = serving
         .headers
         .iter()
         .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
         .collect();
-    let fields: Value = settings.log.fields.iter().cloned().collect();
     json!({
-        "role": settings.role.as_str(),
-        "listen": settings.listen.to_string(),
-        "admin": settings.admin.to_string(),
+        "listen": serving.listen.to_string(),
         "root": root,
-        "cache_limit": settings.cache_limit.to_string(),
+        "cache_limit": serving.cache_limit.to_string(),
         "upstreams": upstreams,
-        "window": format!("{:?}", settings.freshness.window),
-        "deadline": format!("{:?}", settings.freshness.deadline),
+        "window": format!("{:?}", serving.freshness.window),
+        "deadline": format!("{:?}", serving.freshness.deadline),
         "timeouts": [
-            format!("{:?}", settings.timeouts.connect),
-            format!("{:?}", settings.timeouts.headers),
-            format!("{:?}", settings.timeouts.idle),
+            format!("{:?}", serving.timeouts.connect),
+            format!("{:?}", serving.timeouts.headers),
+            format!("{:?}", serving.timeouts.idle),
         ],
-        "clients": format!("{:?}", settings.clients.idle),
-        "interval": format!("{:?}", settings.health.interval),
-        "threshold": settings.health.threshold,
+        "clients": format!("{:?}", serving.clients.idle),
         "headers": headers,
-        "level": format!("{:?}", settings.log.level),
-        "format": format!("{:?}", settings.log.format),
-        "access": settings.log.access,
-        "fields": fields,
-        "drain": format!("{:?}", settings.drain),
-        "host": {
-            "mirror": settings.host.mirror.as_str(),
-            "ca": settings.host.ca.as_ref().map(|ca| ca.file_name().unwrap().to_str()),
-            "docker": format!("{:?}", settings.host.docker),
-            "engines": [
-                format!("{:?}", settings.host.containerd),
-                format!("{:?}", settings.host.podman),
-                format!("{:?}", settings.host.buildkit),
-            ],
-            "drift": format!("{:?}", settings.host.drift),
-            "withdraw_after": format!("{:?}", settings.host.withdraw_after),
-            "local_name": settings.host.local_name,
-        },
+        "drain": format!("{:?}", serving.drain),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::config::{self, Loaded, Sources, Storage};
+use crate::config::{self, Loaded, Serving, Sources, Storage};
 
 /// Reads the configuration and starts nothing.
 ///
@@ -36,20 +36,31 @@ fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     for file in &loaded.files {
         writeln!(out, "file: {}", file.display())?;
     }
-    writeln!(out, "role: {}", settings.role.as_str())?;
-    writeln!(out, "listen: {}", settings.listen)?;
-    if let Some(tls) = &settings.tls {
+    writeln!(out, "role: {}", settings.role().as_str())?;
+    if let Some(serving) = &settings.serving {
+        report_serving(out, serving)?;
+    }
+    writeln!(out, "admin: {}", settings.admin)?;
+    writeln!(
+        out,
+        "engines: {}",
+        settings.host.mirror.as_str().trim_end_matches('/')
+    )
+}
+
+fn report_serving(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
+    writeln!(out, "listen: {}", serving.listen)?;
+    if let Some(tls) = &serving.tls {
         write!(out, "tls: {}", tls.certificate.display())?;
         match &tls.client_ca {
             Some(clients) => writeln!(out, ", for clients of {}", clients.display())?,
             None => writeln!(out)?,
         }
     }
-    writeln!(out, "admin: {}", settings.admin)?;
-    let Storage::Filesystem { root } = &settings.storage;
+    let Storage::Filesystem { root } = &serving.storage;
     writeln!(out, "storage: {}", root.display())?;
-    writeln!(out, "cache: at most {}", settings.cache_limit)?;
-    for upstream in &settings.upstreams {
+    writeln!(out, "cache: at most {}", serving.cache_limit)?;
+    for upstream in &serving.upstreams {
         let urls = upstream.urls.iter();
         let urls: Vec<&str> = urls.map(|url| url.as_str().trim_end_matches('/')).collect();
         let urls = urls.join(", ");
@@ -84,12 +95,13 @@ mod tests {
             file: $CASE/config.yaml\n\
             role: mirror\n\
             listen: [::]:5000\n\
-            admin: 127.0.0.1:5001\n\
             storage: /srv/images\n\
             cache: at most 20.00 GB\n\
             upstream: docker.io at https://registry-1.docker.io as alice\n\
             upstream: ghcr.io at https://ghcr.example.com, https://ghcr.io anonymously\n\
-            upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n";
+            upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n\
+            admin: 127.0.0.1:5001\n\
+            engines: https://docker-mirror.local\n";
         assert_eq!(out, expected);
     }
 }

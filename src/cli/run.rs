@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::fail;
 use crate::config::{self, Sources};
+use crate::systemd::listen::Passed;
 use crate::{agent, log};
 
 /// Serves until it is told to stop. Exit code 2: the configuration; 1: anything else.
@@ -16,6 +17,8 @@ pub(super) fn run(sources: Sources) -> ExitCode {
         Ok(level) => level,
         Err(error) => return fail(&error, 1),
     };
+    // While there is no other thread.
+    let passed = Passed::from_environment();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -26,7 +29,7 @@ pub(super) fn run(sources: Sources) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("can't start: {error}"), 1),
     };
-    let result = runtime.block_on(agent::run(loaded, sources, level));
+    let result = runtime.block_on(agent::run(loaded, sources, level, passed));
     // A download that nobody waits for any longer goes on after the next start.
     runtime.shutdown_background();
     match result {

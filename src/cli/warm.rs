@@ -43,7 +43,12 @@ pub(super) fn warm(
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    let agent = match Agent::new(&settings, identity) {
+    let Some(serving) = &settings.serving else {
+        let mirror = &settings.host.mirror;
+        let error = format!("a client stores nothing: warm the mirror itself, {mirror}");
+        return fail(&error, 2);
+    };
+    let agent = match Agent::new(serving, identity) {
         Ok(agent) => agent,
         Err(error) => return fail(&error, 1),
     };

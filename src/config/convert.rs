@@ -19,7 +19,7 @@ use super::limit::CacheLimit;
 use super::merge::Merged;
 use super::settings::{
     AdminAddress, ClientSettings, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings,
-    Role, Settings, Storage, Timeouts, UpstreamSettings,
+    Role, Serving, Settings, Storage, Timeouts, UpstreamSettings,
 };
 use super::source::Sources;
 use crate::oci::RegistryHost;
@@ -32,6 +32,18 @@ const SOCKET_PATH_LIMIT: usize = 107;
 
 /// A longer wait is a mistake, and clocks add it without overflow.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
+
+/// What says how something is served, of which a client does nothing.
+const SERVING_KEYS: &[&str] = &[
+    "listen",
+    "tls",
+    "clients",
+    "storage",
+    "freshness",
+    "timeouts",
+    "headers",
+    "drain",
+];
 
 /// Headers by which HTTP itself finds where an answer ends.
 const FRAMING: &[HeaderName] = &[
@@ -80,19 +92,106 @@ struct Conversion<'a> {
     remarks: &'a mut Vec<Remark>,
 }
 
+/// Where the registry of this host is.
+#[derive(Clone, Copy)]
+struct OwnAddress {
+    listen: Option<SocketAddr>,
+    tls: bool,
+}
+
 impl Conversion<'_> {
     /// Converts every key before it gives up on any, so that all that is wrong is said at once.
-    fn settings(mut self, fragment: Fragment) -> Option<Settings> {
-        let storage = fragment.storage.unwrap_or_default();
-        let freshness = fragment.freshness.unwrap_or_default();
-        let timeouts = fragment.timeouts.unwrap_or_default();
+    fn settings(mut self, mut fragment: Fragment) -> Option<Settings> {
+        let (serving, admin, own, mirrored) = match fragment.role.unwrap_or(Role::Mirror) {
+            Role::Mirror => {
+                let root = self.root(&mut fragment);
+                let (serving, own) = self.serving(&mut fragment, root.clone());
+                let admin = self.admin(fragment.admin.take(), root.as_deref());
+                self.check_ports(own.listen, admin.as_ref());
+                let upstreams = serving.iter().flat_map(|serving| &serving.upstreams);
+                let mirrored = upstreams.map(|one| one.registry.clone()).collect();
+                (serving.map(Some), admin, Some(own), mirrored)
+            }
+            Role::Client => {
+                self.warn_of_what_a_client_ignores();
+                let admin = self.client_admin(fragment.admin.take());
+                let mirrored = self.mirrored_elsewhere(fragment.upstreams.take());
+                (Some(None), admin, None, mirrored)
+            }
+        };
         let health = fragment.health.unwrap_or_default();
+        let least = Duration::from_millis(1);
+        let interval = self.duration("health.interval", health.interval, 10, least);
+        let dns = fragment.fleet.unwrap_or_default().dns.unwrap_or_default();
+        let local_name = dns.hosts.unwrap_or_default().name;
+        let host = fragment.host.unwrap_or_default();
+        let host = self.host(host, local_name, own, mirrored);
+        Some(Settings {
+            admin: admin?,
+            serving: serving?,
+            health: HealthSettings {
+                interval: interval?,
+                threshold: health.threshold.unwrap_or(3),
+            },
+            log: log(fragment.log.unwrap_or_default()),
+            host: host?,
+        })
+    }
 
-        let listen = self.listen(fragment.listen);
-        let root = self.root(storage.filesystem.unwrap_or_default().root);
+    /// What is served, and where, which is known also where something else is wrong.
+    fn serving(
+        &mut self,
+        fragment: &mut Fragment,
+        root: Option<PathBuf>,
+    ) -> (Option<Serving>, OwnAddress) {
+        let storage = fragment.storage.take().unwrap_or_default();
+        let freshness = fragment.freshness.take().unwrap_or_default();
+        let timeouts = fragment.timeouts.take().unwrap_or_default();
+
+        let listen = self.listen(fragment.listen.take());
         let cache_limit = self.cache_limit(storage.cache.unwrap_or_default().limit);
-        let admin = self.admin(fragment.admin, root.as_deref());
-        if let (Some(listen), Some(AdminAddress::Tcp(admin))) = (listen, &admin)
+        let tls = self.tls(fragment.tls.take());
+        let own = OwnAddress {
+            listen,
+            tls: tls.is_some(),
+        };
+        let clients = fragment.clients.take().unwrap_or_default();
+        let patience = self.duration("clients.idle", clients.idle, 60, Duration::from_millis(1));
+        let upstreams = self.upstreams(fragment.upstreams.take());
+        let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
+        let least = Duration::from_millis(1);
+        let deadline = self.duration("freshness.deadline", freshness.deadline, 1, least);
+        let connect = self.duration("timeouts.connect", timeouts.connect, 5, least);
+        let header = self.duration("timeouts.headers", timeouts.headers, 15, least);
+        let idle = self.duration("timeouts.idle", timeouts.idle, 15, least);
+        let headers = self.headers(fragment.headers.take().unwrap_or_default());
+        let drain = self.duration("drain", fragment.drain.take(), 30, Duration::ZERO);
+        let serving = || {
+            Some(Serving {
+                listen: listen?,
+                tls,
+                clients: ClientSettings { idle: patience? },
+                storage: Storage::Filesystem { root: root? },
+                cache_limit: cache_limit?,
+                upstreams,
+                timeouts: Timeouts {
+                    connect: connect?,
+                    headers: header?,
+                    idle: idle?,
+                },
+                freshness: Freshness {
+                    window: window?,
+                    deadline: deadline?,
+                },
+                headers,
+                drain: drain?,
+            })
+        };
+        (serving(), own)
+    }
+
+    fn check_ports(&mut self, listen: Option<SocketAddr>, admin: Option<&AdminAddress>) {
+        if let (Some(listen), Some(AdminAddress::Tcp(admin))) = (listen, admin)
             && listen.port() == admin.port()
             && listen.port() != 0
             && self.complete
@@ -101,51 +200,58 @@ impl Conversion<'_> {
                 format!("{admin} has the port of `listen` ({listen}): give it one of its own");
             self.refuse::<()>(&KeyPath::of("admin"), message);
         }
-        let tls = self.tls(fragment.tls);
-        let clients = fragment.clients.unwrap_or_default();
-        let patience = self.duration("clients.idle", clients.idle, 60, Duration::from_millis(1));
-        let upstreams = self.upstreams(fragment.upstreams);
-        let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
-        let least = Duration::from_millis(1);
-        let deadline = self.duration("freshness.deadline", freshness.deadline, 1, least);
-        let connect = self.duration("timeouts.connect", timeouts.connect, 5, least);
-        let header = self.duration("timeouts.headers", timeouts.headers, 15, least);
-        let idle = self.duration("timeouts.idle", timeouts.idle, 15, least);
-        let interval = self.duration("health.interval", health.interval, 10, least);
-        let headers = self.headers(fragment.headers.unwrap_or_default());
-        let drain = self.duration("drain", fragment.drain, 30, Duration::ZERO);
-        let dns = fragment.fleet.unwrap_or_default().dns.unwrap_or_default();
-        let local_name = dns.hosts.unwrap_or_default().name;
-        let host = fragment.host.unwrap_or_default();
-        let mirrored = upstreams.iter().map(|one| one.registry.clone()).collect();
-        let host = self.host(host, local_name, listen, tls.is_some(), mirrored);
-        Some(Settings {
-            role: fragment.role.unwrap_or(Role::Mirror),
-            listen: listen?,
-            admin: admin?,
-            tls,
-            clients: ClientSettings { idle: patience? },
-            storage: Storage::Filesystem { root: root? },
-            cache_limit: cache_limit?,
-            upstreams,
-            timeouts: Timeouts {
-                connect: connect?,
-                headers: header?,
-                idle: idle?,
-            },
-            freshness: Freshness {
-                window: window?,
-                deadline: deadline?,
-            },
-            health: HealthSettings {
-                interval: interval?,
-                threshold: health.threshold.unwrap_or(3),
-            },
-            headers,
-            log: log(fragment.log.unwrap_or_default()),
-            drain: drain?,
-            host: host?,
-        })
+    }
+
+    /// A file for a whole fleet, and beside it a drop-in that says `role: client`, is no mistake:
+    /// so these keys are not refused.
+    fn warn_of_what_a_client_ignores(&mut self) {
+        for key in SERVING_KEYS {
+            if self.merged.members().contains_key(*key) {
+                let message = "is not used: a client serves nothing";
+                let warning = self.merged.remark(&KeyPath::of(key), message);
+                self.warnings.push(warning);
+            }
+        }
+    }
+
+    /// The registries that a client's engines ask the mirror for, by their names alone: how the
+    /// mirror asks them, and as whom, is not for this host to know.
+    fn mirrored_elsewhere(
+        &mut self,
+        said: Option<Vec<Option<UpstreamFragment>>>,
+    ) -> Vec<RegistryHost> {
+        let Some(said) = said else {
+            return vec![RegistryHost::docker_hub()];
+        };
+        let list = KeyPath::of("upstreams");
+        let mut first = BTreeMap::new();
+        let mut mirrored = Vec::new();
+        for (index, upstream) in said.into_iter().enumerate() {
+            if let Some(upstream) = upstream {
+                let registry = self.registry(&list.item(index), &upstream.registry, &mut first);
+                mirrored.extend(registry);
+            }
+        }
+        mirrored
+    }
+
+    /// A client has no storage; its socket is in what would be the storage's default folder where
+    /// there is no better one.
+    fn client_admin(&mut self, said: Option<String>) -> Option<AdminAddress> {
+        let state = self.state_folder();
+        let nowhere = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"]
+            .iter()
+            .all(|variable| folder(self.sources, variable).is_none());
+        if said.is_none() && nowhere && state.is_none() {
+            if !self.complete {
+                return None;
+            }
+            let message = "nothing says where the admin socket can be: set this key (none of \
+                           RUNTIME_DIRECTORY, XDG_RUNTIME_DIR, STATE_DIRECTORY, XDG_STATE_HOME and \
+                           HOME is set to a path)";
+            return self.refuse(&KeyPath::of("admin"), message);
+        }
+        self.admin(said, state.as_deref())
     }
 
     /// Records what is wrong with a value; there is nothing to go on with.
@@ -166,20 +272,18 @@ impl Conversion<'_> {
         })
     }
 
-    fn root(&mut self, said: Option<String>) -> Option<PathBuf> {
+    fn root(&mut self, fragment: &mut Fragment) -> Option<PathBuf> {
         let path = KeyPath::of("storage.filesystem.root");
-        match said {
+        let storage = fragment.storage.as_mut();
+        let filesystem = storage.and_then(|storage| storage.filesystem.take());
+        match filesystem.unwrap_or_default().root {
             Some(said) if absolute(&said) => Some(said.into()),
             Some(said) => {
                 let message = format!("{} is not a path that begins with /", quoted(&said));
                 self.refuse(&path, message)
             }
             None => {
-                let below_home = |home| folder(self.sources, home).map(|f| f.join(".local/state"));
-                let state =
-                    || folder(self.sources, "XDG_STATE_HOME").or_else(|| below_home("HOME"));
-                let default = folder(self.sources, "STATE_DIRECTORY")
-                    .or_else(|| state().map(|folder| folder.join("registry-agent")));
+                let default = self.state_folder();
                 if default.is_none() && self.complete {
                     let message = "nothing says where to keep images: set this key (none of \
                                    STATE_DIRECTORY, XDG_STATE_HOME and HOME is set to a path)";
@@ -188,6 +292,14 @@ impl Conversion<'_> {
                 default
             }
         }
+    }
+
+    /// Where state is kept if nothing is said: what systemd, or else the session, gives.
+    fn state_folder(&self) -> Option<PathBuf> {
+        let below_home = |home| folder(self.sources, home).map(|f| f.join(".local/state"));
+        let state = || folder(self.sources, "XDG_STATE_HOME").or_else(|| below_home("HOME"));
+        folder(self.sources, "STATE_DIRECTORY")
+            .or_else(|| state().map(|folder| folder.join("registry-agent")))
     }
 
     fn cache_limit(&mut self, said: Option<String>) -> Option<CacheLimit> {

@@ -42,7 +42,7 @@ pub(super) struct Fragment {
     pub freshness: Option<FreshnessFragment>,
     /// How long an upstream may take.
     pub timeouts: Option<TimeoutsFragment>,
-    /// How the storage is probed.
+    /// How the storage, or a client's mirror, is probed.
     pub health: Option<HealthFragment>,
     /// Headers that are added to every answer of the registry: a value or a list of values by name.
     pub headers: Option<BTreeMap<String, OneOrMany>>,
@@ -63,7 +63,7 @@ pub(super) struct Fragment {
 #[serde(deny_unknown_fields)]
 pub(super) struct HostFragment {
     /// What the engines are told: http or https, a host, perhaps a port. Default: this host's
-    /// registry, by `listen`.
+    /// registry, by `listen`; a client has to name one.
     #[schemars(example = &"http://127.0.0.1:5000", example = &"http://docker-mirror.local")]
     pub mirror: Option<String>,
     /// The authority of an https mirror whose certificate the system does not trust, in PEM; a path
@@ -273,7 +273,7 @@ pub(super) struct TimeoutsFragment {
     pub idle: Option<String>,
 }
 
-/// How the storage is probed.
+/// How the storage, or a client's mirror, is probed.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HealthFragment {
@@ -303,7 +303,8 @@ pub(super) struct LogFragment {
     pub level: Option<LogLevel>,
     /// The form. Default: auto.
     pub format: Option<LogFormat>,
-    /// Whether each request is logged. Default: true.
+    /// Whether each request is logged, but for the successful checks of `/` and `/v2/`. Default:
+    /// true.
     pub access: Option<bool>,
     /// Fields added to every line.
     pub fields: Option<BTreeMap<String, String>>,

@@ -30,7 +30,7 @@ const NOT_YET: &[(&str, &str)] = &[
 ];
 
 /// Roles of the contract that this version does not have.
-const ROLES_NOT_YET: &[&str] = &["reader", "writer", "client"];
+const ROLES_NOT_YET: &[&str] = &["reader", "writer"];
 
 /// The JSON Schema (draft 2020-12) of a configuration file, for editors. The loader itself checks
 /// every file and variable against it.

@@ -16,12 +16,33 @@ use crate::oci::RegistryHost;
 /// Everything the agent was told, checked. Each field's default is what runs with no file at all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// What this agent does.
-    pub role: Role,
-    /// Where the registry listens.
-    pub listen: SocketAddr,
     /// Where `/healthz`, `/readyz`, `/metrics` and `/status` are: never the registry's port.
     pub admin: AdminAddress,
+    /// What is served; nothing by a client.
+    pub serving: Option<Serving>,
+    /// How the storage, or a client's mirror, is probed.
+    pub health: HealthSettings,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// How this host's container engines are wired.
+    pub host: HostSettings,
+}
+
+impl Settings {
+    /// What this agent does.
+    pub fn role(&self) -> Role {
+        match self.serving {
+            Some(_) => Role::Mirror,
+            None => Role::Client,
+        }
+    }
+}
+
+/// What an agent serves, and from where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Serving {
+    /// Where the registry listens.
+    pub listen: SocketAddr,
     /// The registry speaks TLS with these files; plain HTTP without.
     pub tls: Option<TlsSettings>,
     /// What clients may do.
@@ -36,16 +57,10 @@ pub struct Settings {
     pub freshness: Freshness,
     /// How long an upstream may take.
     pub timeouts: Timeouts,
-    /// How the storage is probed.
-    pub health: HealthSettings,
     /// Headers that are added to every answer of the registry.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What is logged, and how.
-    pub log: LogSettings,
     /// How long running answers may go on after SIGTERM.
     pub drain: Duration,
-    /// How this host's container engines are wired.
-    pub host: HostSettings,
 }
 
 /// How this host's container engines are wired.
@@ -124,6 +139,8 @@ pub enum Drift {
 pub enum Role {
     /// A pull-through cache of other registries.
     Mirror,
+    /// Serves nothing: this host's engines are wired to a mirror elsewhere (`host.mirror`).
+    Client,
 }
 
 impl Role {
@@ -131,6 +148,7 @@ impl Role {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mirror => "mirror",
+            Self::Client => "client",
         }
     }
 }
@@ -247,7 +265,7 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// How the storage is probed.
+/// How the storage, or a client's mirror, is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthSettings {
     /// Time between two probes.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response, Version};
@@ -14,7 +14,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::activity::Activity;
 use super::sendfile::{Outbox, SendfileStream};
@@ -28,6 +28,10 @@ const HEAD_LIMIT: u32 = 64 * 1024;
 const CONNECTIONS: usize = 4096;
 /// The pause after a failed accept: without it, running out of file descriptors burns a processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client that has connected, and not asked anything, is waited for at the end. What it
+/// sends at once is answered: to close a connection that was just accepted would be to refuse it.
+const NEWCOMER: Duration = Duration::from_secs(1);
 
 /// A socket that is listened on.
 pub enum Listener {
@@ -93,6 +97,8 @@ where
 {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // Each connection has a sender until its first request.
+    let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
     loop {
         let place = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -112,37 +118,46 @@ where
         };
         let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());
         let (idle, mut stop) = (limits().idle, stop.clone());
+        let newcomer = newcomer.clone();
         tokio::spawn(async move {
             let _place = place;
             metrics.connections.inc();
             match stream {
                 Stream::Tcp(socket) => {
                     let (stream, outbox) = SendfileStream::new(socket);
-                    connection(stream, Some(outbox), answer, watcher, idle).await;
+                    connection(stream, Some(outbox), answer, watcher, idle, newcomer).await;
                 }
                 Stream::Tls(socket, identity) => {
                     let begun = tokio::select! {
-                        // Who has not even begun is not waited for.
-                        _ = stop.wait_for(|stop| *stop) => None,
+                        () = async {
+                            let _ = stop.wait_for(|stop| *stop).await;
+                            tokio::time::sleep(NEWCOMER).await;
+                        } => None,
                         begun = tls::accept(socket, &identity) => Some(begun),
                     };
                     match begun {
                         Some(Ok(stream)) => {
-                            connection(TokioIo::new(stream), None, answer, watcher, idle).await;
+                            let stream = TokioIo::new(stream);
+                            connection(stream, None, answer, watcher, idle, newcomer).await;
                         }
                         Some(Err(error)) => tracing::debug!(%error, "no TLS connection was made"),
                         None => {}
                     }
                 }
                 Stream::Unix(socket) => {
-                    connection(TokioIo::new(socket), None, answer, watcher, idle).await;
+                    let stream = TokioIo::new(socket);
+                    connection(stream, None, answer, watcher, idle, newcomer).await;
                 }
             }
             metrics.connections.dec();
         });
     }
-    // Nobody can connect from here on.
+    // Nobody can connect from here on, or waits for the next process, where systemd holds the port.
     drop(listener);
+    drop(newcomer);
+    let drain = limits().drain;
+    // It says that all of them have asked, or nothing.
+    let _ = tokio::time::timeout(NEWCOMER.min(drain), newcomers.recv()).await;
     tokio::time::timeout(limits().drain, graceful.shutdown())
         .await
         .is_ok()
@@ -155,13 +170,19 @@ async fn connection<F>(
     answer: impl Fn(Request<Incoming>) -> F,
     watcher: Watcher,
     idle: Duration,
+    newcomer: mpsc::Sender<Infallible>,
 ) where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let activity = Activity::new();
     let requests = activity.clone();
+    let newcomer = Mutex::new(Some(newcomer));
     let service = service_fn(move |mut request: Request<Incoming>| {
         let turn = requests.turn();
+        newcomer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         // A part of a file may take a slow client long, and there the kernel knows better.
         let counts_frames = request.version() > Version::HTTP_11;
         // Frames of HTTP/2 are interleaved and copied: an outbox is of no use to them.

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -29,6 +30,8 @@ pub struct Setup {
     address: Ipv4Addr,
     config: Value,
     environment: Vec<(String, String)>,
+    /// Sockets that are passed to it as systemd does: the registry's, the admin listener's.
+    passed: Vec<OwnedFd>,
 }
 
 impl Setup {
@@ -56,7 +59,18 @@ impl Setup {
             address,
             config,
             environment: Vec::new(),
+            passed: Vec::new(),
         }
+    }
+
+    /// Passes it a socket at each start, as systemd does; two at most.
+    pub fn pass(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.passed.push(socket.into());
+        assert!(
+            self.passed.len() <= 2,
+            "there is no way to pass a third one"
+        );
+        self
     }
 
     /// An agent that nobody configured, which is then on 127.0.0.1.
@@ -161,7 +175,34 @@ impl Setup {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        self.command_of(Command::new(BINARY), arguments)
+    }
+
+    /// `run`, with the sockets from the third file descriptor on: sd_listen_fds(3).
+    fn run_command(&self) -> Command {
+        if self.passed.is_empty() {
+            let mut command = self.command(&["run"]);
+            command.stdout(Stdio::null());
+            return command;
+        }
+        let script = format!(
+            "LISTEN_PID=$$ LISTEN_FDS={} exec {BINARY} \"$@\" 3<&0 4<&1 </dev/null >/dev/null",
+            self.passed.len()
+        );
+        let shell = Command::new("/bin/sh");
+        let mut command = self.command_of(shell, &["-c", &script, "sh", "run"]);
+        let mut passed = self.passed.iter();
+        let mut next = || {
+            let fd = passed
+                .next()
+                .map(|fd| fd.try_clone().expect("a descriptor"));
+            fd.map_or_else(Stdio::null, Stdio::from)
+        };
+        command.stdin(next()).stdout(next());
+        command
+    }
+
+    fn command_of(&self, mut command: Command, arguments: &[&str]) -> Command {
         // Nothing of the environment the tests run in may change what they see.
         command
             .env_clear()
@@ -187,11 +228,11 @@ struct Process {
 impl Process {
     fn start(setup: &Setup) -> Self {
         let config = setup.folder.path().join("config.yaml");
-        let mut command = setup.command(&["run"]);
+        let mut command = setup.run_command();
         if !setup.config.is_null() {
             command.arg("--config").arg(config);
         }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let child = command.stderr(Stdio::piped()).spawn();
         let mut child = child.expect("the agent's binary");
         let mut stderr = child.stderr.take().expect("a pipe");
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -345,6 +386,11 @@ impl Agent {
             let stored = self.stored_blob(&blob.digest);
             eventually(PATIENCE, "the blob is stored", || stored.exists());
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
     }
 
     /// What it has written to its standard error.

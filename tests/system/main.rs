@@ -10,3 +10,4 @@ mod private;
 mod pull;
 mod registries;
 mod service;
+mod units;

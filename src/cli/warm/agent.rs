@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::Error;
-use crate::config::{Settings, TlsSettings};
+use crate::config::{Serving, TlsSettings};
 use crate::oci::{Algorithm, Digest, ErrorBody, ImageName, MANIFEST_LIMIT, Manifest, Reference};
 use crate::tls;
 use crate::upstream::CONTENT_DIGEST;
@@ -49,7 +49,7 @@ pub(super) struct Agent {
 impl Agent {
     /// The agent that runs with these settings.
     pub(super) fn new(
-        settings: &Settings,
+        settings: &Serving,
         identity: Option<&ClientIdentity>,
     ) -> Result<Self, Error> {
         let mut address = settings.listen;

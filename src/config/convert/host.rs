@@ -8,7 +8,7 @@ use url::Url;
 use super::super::error::{KeyPath, quoted};
 use super::super::fragment::{EngineFragment, HostFragment, ManageFragment, ManageWord};
 use super::super::settings::{DockerSettings, Drift, HostSettings, Manage, Restart};
-use super::Conversion;
+use super::{Conversion, OwnAddress};
 use crate::oci::RegistryHost;
 
 impl Conversion<'_> {
@@ -16,13 +16,20 @@ impl Conversion<'_> {
         &mut self,
         said: HostFragment,
         local_name: Option<String>,
-        listen: Option<SocketAddr>,
-        tls: bool,
+        own: Option<OwnAddress>,
         mirrored: Vec<RegistryHost>,
     ) -> Option<HostSettings> {
-        let mirror = match said.mirror {
-            Some(mirror) => self.mirror(&mirror),
-            None => listen.and_then(|listen| own_address(listen, tls)),
+        let mirror = match (said.mirror, own) {
+            (Some(mirror), _) => self.mirror(&mirror),
+            (None, Some(OwnAddress { listen, tls })) => {
+                listen.and_then(|listen| own_address(listen, tls))
+            }
+            (None, None) if self.complete => {
+                let message = "is missing: a client serves nothing itself, so this key has to say \
+                               where the mirror is, such as http://docker-mirror.local";
+                self.refuse(&KeyPath::of("host.mirror"), message)
+            }
+            (None, None) => None,
         };
         let here = KeyPath::of("host.ca");
         let ca = said.ca.map(|ca| self.beside(&here, &ca));

@@ -4,9 +4,6 @@
 
 use std::path::{Path, PathBuf};
 
-use jsonc_parser::ParseOptions;
-use jsonc_parser::cst::{CstInputValue, CstRootNode};
-
 use crate::host::facts::FileFacts;
 
 const KEY: &str = "registry-mirrors";
@@ -29,20 +26,19 @@ fn bridge(from: &FileFacts, to: &FileFacts, mirrors: &[String]) -> Option<FileFa
     };
     object(content)?.get(KEY)?;
     let (content, kept) = match to {
-        FileFacts::Absent => ("{}", from),
+        FileFacts::Absent => ("", from),
         FileFacts::Text { content, .. } => (content.as_str(), to),
         FileFacts::Unreadable(_) => return None,
     };
-    if object(content)?.get(KEY).is_some() {
+    let mut object = object(content)?;
+    if object.contains_key(KEY) {
         return None;
     }
-    let root = CstRootNode::parse(content, &ParseOptions::default()).ok()?;
-    let mirrors = mirrors.iter().map(|mirror| mirror.as_str().into());
-    root.object_value_or_set()
-        .append(KEY, CstInputValue::Array(mirrors.collect()));
+    object.insert(KEY.to_owned(), mirrors.into());
     let mut bridge = kept.clone();
     if let FileFacts::Text { content, .. } = &mut bridge {
-        *content = root.to_string();
+        // It is there for a moment: how it looks is the concern of nobody.
+        *content = serde_json::Value::Object(object).to_string();
     }
     Some(bridge)
 }

@@ -68,6 +68,22 @@ impl<'a> Agent<'a> {
         Self { host }
     }
 
+    /// Adds its other units, as its package installs them: systemd holds its ports, at the address
+    /// of [`MIRROR`], and starts its host's part with it.
+    pub fn with_all_units(self) -> Self {
+        let host = self.host;
+        host.write("/usr/lib/systemd/system/registry-agent.socket", SOCKET);
+        host.write("/usr/lib/systemd/system/registry-agent-host.service", HOST);
+        host.write(
+            "/etc/systemd/system/registry-agent.socket.d/listen.conf",
+            "[Socket]\nListenStream=\nListenStream=0.0.0.0:5000\n\
+             ListenStream=/run/registry-agent/admin.sock\n",
+        );
+        let units = ["registry-agent.socket", "registry-agent-host.service"];
+        host.run(&[&["systemctl", "enable"], &units[..]].concat());
+        self
+    }
+
     /// One that is installed already.
     pub fn on(host: &'a Host) -> Self {
         Self { host }
@@ -241,6 +257,14 @@ impl<'a> Agent<'a> {
 const SERVICE: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/units/registry-agent.service"
+));
+const SOCKET: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/units/registry-agent.socket"
+));
+const HOST: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/units/registry-agent-host.service"
 ));
 const SYSUSERS: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),

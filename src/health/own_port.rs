@@ -1,0 +1,112 @@
+//! A real request to this agent's own registry: whether it accepts, speaks TLS, and answers.
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::tls;
+
+/// The agent's own registry, as a client on this host sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct OwnPort {
+    addresses: Arc<[SocketAddr]>,
+    tls: Option<TlsConnector>,
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+impl OwnPort {
+    /// The registry that listens on `local`.
+    pub fn new(local: SocketAddr, speaks_tls: bool) -> Result<Self, rustls::Error> {
+        let loopback: &[IpAddr] = match local.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            // Whether it takes IPv4 as well is the system's setting (net.ipv6.bindv6only).
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => &[
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ],
+            _ => &[],
+        };
+        let addresses = if loopback.is_empty() {
+            vec![local]
+        } else {
+            let with_port = |ip: &IpAddr| SocketAddr::new(*ip, local.port());
+            loopback.iter().map(with_port).collect()
+        };
+        let tls = match speaks_tls {
+            true => Some(TlsConnector::from(Arc::new(tls::trusting_anybody()?))),
+            false => None,
+        };
+        Ok(Self {
+            addresses: addresses.into(),
+            tls,
+        })
+    }
+
+    /// Asks once, on a new connection. Any answer is one: what it says is not the question.
+    pub async fn answers(&self) -> Result<(), String> {
+        match self.ask().await {
+            Ok(()) => Ok(()),
+            // Such as: no certificate of an authority in `tls.client_ca` was shown.
+            Err(error) if is_alert(&*error) => Ok(()),
+            Err(error) => {
+                let why = error
+                    .source()
+                    .map_or(String::new(), |why| format!(": {why}"));
+                Err(format!("{}: {error}{why}", self.addresses[0]))
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<(), BoxError> {
+        let socket = TcpStream::connect(&*self.addresses).await?;
+        match &self.tls {
+            None => head(socket).await,
+            Some(tls) => {
+                let name = ServerName::try_from("localhost")?;
+                head(tls.connect(name, socket).await?).await
+            }
+        }
+    }
+}
+
+async fn head(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<(), BoxError> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::head("/").header("host", "registry-agent");
+    let answer = sender.send_request(request.body(Empty::<Bytes>::new())?);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        answer = answer => answer?,
+        ended = &mut connection => return Err(match ended {
+            Ok(()) => "the connection was closed without an answer".into(),
+            Err(error) => error.into(),
+        }),
+    };
+    Ok(())
+}
+
+/// Whether the other side has ended the TLS connection by saying why.
+fn is_alert(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let within = error.downcast_ref::<std::io::Error>();
+        let within = within.and_then(|error| error.get_ref()?.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(_)) = error.downcast_ref().or(within) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}

@@ -1,0 +1,211 @@
+//! The agent beside a service manager: sockets that it is passed, what it tells, and what it tells
+//! of the mirror that the engines use.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
+mod support;
+
+use std::net::TcpListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+
+use nix::sys::signal::Signal;
+use support::agent::{Agent, Exit, Setup};
+use support::client::Client;
+use support::image::Image;
+use support::upstream::Upstream;
+use support::{PATIENCE, eventually};
+
+#[test]
+fn a_connection_made_while_the_agent_is_started_again_is_answered_by_the_next_one() {
+    let hub = Upstream::start();
+    let setup = Setup::mirror(&hub);
+    let socket = TcpListener::bind((setup.address(), 5000)).unwrap();
+    let admin_path = setup.folder().join("admin.sock");
+    let admin = UnixListener::bind(&admin_path).unwrap();
+    let mut agent = setup
+        .set("admin", format!("unix:{}", admin_path.display()))
+        .pass(socket)
+        .pass(admin)
+        .spawn();
+    let admin = Client::Unix(admin_path.clone());
+    let first = agent.get("/v2/");
+    assert_eq!(first.status, 200, "a passed socket is answered");
+    // It is asked before the agent says that it is ready, and waits for it.
+    assert_eq!(admin.get("/healthz").status, 200);
+
+    agent.signal(Signal::SIGTERM);
+    let Exit { status, log } = agent.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(admin_path.exists(), "the next process could not be asked");
+    // Nobody runs, and nobody is refused.
+    let waiting = agent.registry().connect().unwrap();
+    let waiting_for_admin = admin.connect().unwrap();
+    agent.start_again();
+    for (connection, target) in [(waiting, "/v2/"), (waiting_for_admin, "/healthz")] {
+        let answer = connection.send("GET", target, &[]).unwrap().response();
+        assert_eq!(answer.unwrap().status, 200, "{target}");
+    }
+}
+
+#[test]
+fn a_socket_that_the_configuration_does_not_name_is_told_of_and_the_named_one_is_opened() {
+    let hub = Upstream::start();
+    let setup = Setup::mirror(&hub);
+    let other = TcpListener::bind((setup.address(), 5002)).unwrap();
+    let agent = setup.pass(other).start();
+    assert_eq!(agent.get("/v2/").status, 200);
+    let log = agent.log();
+    assert!(
+        log.contains(":5002") && log.contains("registry-agent install"),
+        "{log}"
+    );
+}
+
+/// What a service manager hears.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn of(setup: Setup) -> (Self, Setup) {
+        let path = setup.folder().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let path = path.display().to_string();
+        (Self(socket), setup.environment("NOTIFY_SOCKET", &path))
+    }
+
+    /// Waits for a line that begins so, and returns the rest of it.
+    #[track_caller]
+    fn hears(&self, beginning: &str) -> String {
+        loop {
+            let mut message = [0; 4096];
+            let length = self.0.recv(&mut message);
+            let length = length.unwrap_or_else(|error| panic!("no {beginning}: {error}"));
+            let message = String::from_utf8_lossy(&message[..length]);
+            let mut lines = message.lines();
+            if let Some(rest) = lines.find_map(|line| line.strip_prefix(beginning)) {
+                return rest.to_owned();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_status_line_is_in_the_words_that_people_read() {
+    let (hub, image) = (Upstream::start(), Image::small(1));
+    hub.push("library/app", "latest", &image);
+    let (manager, setup) = Manager::of(Setup::mirror(&hub));
+    let agent = setup.start();
+    manager.hears("READY=1");
+    let line = manager.hears("STATUS=ready: ");
+    assert!(
+        line.starts_with("mirror of docker.io, 0 hits 0 misses, 0 B saved"),
+        "{line}"
+    );
+    agent.pull("library/app", "latest", &image);
+    // A manifest, a layer, a config; in time, of any state between.
+    loop {
+        let line = manager.hears("STATUS=ready: mirror of docker.io, ");
+        if line.starts_with("0 hits 3 misses") {
+            break;
+        }
+    }
+    agent.signal(Signal::SIGTERM);
+    manager.hears("STOPPING=1");
+}
+
+#[test]
+fn the_watchdog_is_fed_after_a_request_to_the_registry_itself() {
+    let hub = Upstream::start();
+    let (manager, setup) = Manager::of(Setup::mirror(&hub));
+    let agent = setup
+        .environment("WATCHDOG_USEC", "400000")
+        .set("health.interval", "1h")
+        .set("host.mirror", "http://127.0.0.1:9")
+        .start();
+    manager.hears("WATCHDOG=1");
+    let metrics = String::from_utf8(agent.admin().get("/metrics").body).unwrap();
+    assert!(metrics.contains("route=\"root\""), "a request:\n{metrics}");
+    let log = agent.log();
+    let mut logged = log
+        .lines()
+        .filter(|line| line.contains(r#""path":"/""#) && line.contains("200"));
+    assert_eq!(logged.next(), None, "it is not in the access log");
+}
+
+#[test]
+fn the_agent_says_whether_the_mirror_that_the_engines_are_told_serves() {
+    let hub = Upstream::start();
+    let mut elsewhere = Setup::mirror(&hub).start();
+    let Client::Tcp(address) = elsewhere.registry() else {
+        panic!("a TCP listener")
+    };
+    let mirror = format!("http://{address}");
+    let told = |agent: &Agent, serves: bool| {
+        eventually(PATIENCE, "it knows", || {
+            agent.status()["mirror"]["serves"] == serves
+        });
+        agent.status()["mirror"].clone()
+    };
+    let quick = |setup: Setup| {
+        setup
+            .set(
+                "health",
+                serde_json::json!({"interval": "20ms", "threshold": 1}),
+            )
+            .set("host", serde_json::json!({"mirror": mirror}))
+    };
+    let beside = quick(Setup::mirror(&hub)).start();
+    let client = quick(Setup::new()).set("role", "client").start();
+    for agent in [&beside, &client] {
+        let status = told(agent, true);
+        assert_eq!(status["address"], mirror.as_str());
+        assert!(status["failure"].is_null(), "{status}");
+    }
+    assert_eq!(client.status()["role"], "client");
+    assert!(client.status()["listen"].is_null(), "it serves nothing");
+    assert!(client.registry().connect().is_err(), "it serves nothing");
+    let config = client.config_file().display().to_string();
+    let shown = client.command(&["status", "--config", &config]);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.status.success() && text.contains(&mirror), "{text}");
+
+    elsewhere.kill();
+    for agent in [&beside, &client] {
+        let failure = told(agent, false)["failure"].to_string();
+        assert!(
+            failure.contains(&mirror) && failure.contains("refused"),
+            "{failure}"
+        );
+    }
+    assert_eq!(
+        beside.admin().get("/readyz").status,
+        200,
+        "it serves by itself"
+    );
+    eventually(PATIENCE, "a client is not ready without its mirror", || {
+        client.admin().get("/readyz").status == 503
+    });
+    elsewhere.start_again();
+    for agent in [&beside, &client] {
+        told(agent, true);
+    }
+    eventually(PATIENCE, "the client is ready again", || {
+        client.admin().get("/readyz").status == 200
+    });
+}
+
+#[test]
+fn a_client_tells_systemd_that_it_has_started_though_its_mirror_is_down() {
+    let (manager, setup) = Manager::of(Setup::new());
+    let agent = setup
+        .set("role", "client")
+        .set("host", serde_json::json!({"mirror": "http://127.0.0.1:9"}))
+        .spawn();
+    manager.hears("READY=1");
+    let line = manager.hears("STATUS=not ready: client of http://127.0.0.1:9");
+    assert!(line.contains("not") || line.contains("starting"), "{line}");
+    drop(agent);
+}
