@@ -1,6 +1,8 @@
 //! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status`. Read only, and never on the
 //! registry's port: what it tells is for the people of this host.
 
+pub mod client;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Sources;
+use crate::host::live::{LiveError, ThisHost};
 use crate::host::plan::Wanted;
+use crate::log;
 use crate::oci::ImageName;
 use warm::{ClientIdentity, Platform, Platforms};
 
@@ -15,6 +17,7 @@ pub mod apply;
 mod check;
 mod generate;
 pub mod host;
+mod install;
 mod plan;
 pub mod rollback;
 mod run;
@@ -87,6 +90,16 @@ enum Verb {
         #[command(flatten)]
         config: ConfigArguments,
     },
+    /// Wire this host's container engines to the mirror now, and prove it; exit code 1 if not
+    Apply(ConfigArguments),
+    /// Take this host's container engines back to what they were before they were first wired
+    Rollback(ConfigArguments),
+    /// Look after this host's container engines: what registry-agent-host.service runs
+    Host(ConfigArguments),
+    /// Install, enable and start the units of this binary, as far as that is not done yet
+    Install,
+    /// Unwire the engines, stop the units and remove them; what is stored stays
+    Uninstall,
     /// Print something made from this binary
     Generate {
         #[arg(value_enum)]
@@ -153,10 +166,47 @@ pub fn main() -> ExitCode {
             };
             plan::plan(&config.sources(), facts.as_deref(), wanted, json)
         }
+        Verb::Apply(config) => on_this_host(config.sources(), async |host| {
+            apply::apply(host, plan::show).await
+        }),
+        Verb::Rollback(config) => on_this_host(config.sources(), async |host| {
+            let restart = host.settings().host.docker.restart;
+            rollback::rollback(host, restart, plan::show).await
+        }),
+        Verb::Host(config) => on_this_host(config.sources(), async |this| {
+            if let Err(error) = log::init(&this.settings().log) {
+                return fail(&error, 1);
+            }
+            host::host(this).await
+        }),
+        Verb::Install => on_this_host(Sources::from_process(None, None), async |host| {
+            install::install(host).await
+        }),
+        Verb::Uninstall => on_this_host(Sources::from_process(None, None), async |host| {
+            install::uninstall(host).await
+        }),
         Verb::Generate {
             what: Generated::Schema,
         } => generate::schema(),
     }
+}
+
+/// Does something on this host, as it is configured there. Exit code 2: the configuration.
+fn on_this_host(sources: Sources, verb: impl AsyncFnOnce(&ThisHost) -> ExitCode) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("can't start: {error}"), 1),
+    };
+    runtime.block_on(async {
+        match ThisHost::connect(sources).await {
+            Ok(host) => verb(&host).await,
+            Err(error @ LiveError::Configuration(_)) => fail(&error, 2),
+            Err(error) => fail(&error, 1),
+        }
+    })
 }
 
 /// Prints to standard output; a reader that went away (`| head`) is no error.

@@ -6,13 +6,14 @@
 //! - [`apply`] is the only place that changes anything, with a [`journal`] to take it back, and
 //!   [`verify`] asks the daemons whether it is so; [`write`] is how a file is changed.
 //! - [`watch`] does all of it again whenever the mirror comes or goes, [`rollback`] for the last time.
-//! - [`install`] is about the agent's own units.
+//! - [`live`] is this host as it is, for the verbs and the loop; [`install`] is about the agent's own units.
 
 pub mod apply;
 pub mod docker_api;
 pub mod facts;
 pub mod install;
 pub mod journal;
+pub mod live;
 pub mod lock;
 pub mod observe;
 pub mod plan;

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{fail, print};
-use crate::config::{self, HostSettings, Sources};
-use crate::host::facts::Facts;
-use crate::host::plan::{Plan, Printed, Wanted, plan as make};
+use crate::config::{self, Settings, Sources};
+use crate::host::live;
+use crate::host::observe::Observed;
+use crate::host::plan::{Plan, Printed, Wanted};
+use crate::systemd::Manager;
 
 /// Prints the plan and changes nothing. Exit code 0: there is nothing to do; 2: there is; 1: it
 /// can't be said.
@@ -17,17 +19,15 @@ pub(super) fn plan(
     wanted: Wanted,
     json: bool,
 ) -> ExitCode {
-    let settings = match config::load(sources) {
-        Ok(loaded) => loaded.settings.host,
+    let settings = match config::load(&sources.clone().of_the_unit()) {
+        Ok(loaded) => loaded.settings,
         Err(errors) => return fail(&errors, 1),
     };
-    let facts = match facts {
+    let observed = match facts {
         Some(file) => recorded(file),
         None => observed(&settings),
     };
-    let made = facts
-        .and_then(|facts| make(&facts, &settings, wanted).map_err(|errors| errors.to_string()));
-    let made: Plan = match made {
+    let made: Plan = match observed.and_then(|facts| live::planned(&facts, &settings, wanted)) {
         Ok(made) => made,
         Err(error) => return fail(&error, 1),
     };
@@ -37,32 +37,42 @@ pub(super) fn plan(
             Err(error) => return fail(&format!("can't write the plan as JSON: {error}"), 1),
         };
     } else {
-        // no-color.org: any value but an empty one.
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
-        let coloured = !plain && std::io::stdout().is_terminal();
-        print(
-            &Printed {
-                plan: &made,
-                coloured,
-            }
-            .to_string(),
-        );
+        print(&show(&made));
     }
     ExitCode::from(if made.is_empty() { 0 } else { 2 })
 }
 
-fn recorded(file: &Path) -> Result<Facts, String> {
+/// A plan for people, in colours on a terminal.
+pub(super) fn show(plan: &Plan) -> String {
+    // no-color.org: any value but an empty one.
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
+    let coloured = !plain && std::io::stdout().is_terminal();
+    Printed { plan, coloured }.to_string()
+}
+
+fn recorded(file: &Path) -> Result<Observed, String> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| format!("can't read the facts in {}: {error}", file.display()))?;
-    serde_json::from_str(&text).map_err(|error| {
-        format!(
+    match serde_json::from_str(&text) {
+        Ok(facts) => Ok(Observed {
+            facts,
+            notes: Vec::new(),
+        }),
+        Err(error) => Err(format!(
             "{} does not hold the facts of a host: {error}",
             file.display()
-        )
-    })
+        )),
+    }
 }
 
 /// This host's own facts.
-fn observed(_settings: &HostSettings) -> Result<Facts, String> {
-    Err("this version plans only from recorded facts: name them with --facts FILE".into())
+fn observed(settings: &Settings) -> Result<Observed, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| format!("can't start: {error}"))?;
+    runtime.block_on(async {
+        let manager = Manager::system().await.map_err(|error| error.to_string())?;
+        live::facts(Some(&manager), settings).await
+    })
 }

@@ -20,24 +20,29 @@ pub async fn rollback<H: Host>(
     restart: Restart,
     show: impl FnOnce(&Plan) -> String,
 ) -> ExitCode {
+    match take_back(host, restart, "rollback", show).await {
+        Ok(said) => print(&said),
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// The same for another verb, with what there is to say of it.
+pub(super) async fn take_back<H: Host>(
+    host: &H,
+    restart: Restart,
+    verb: &str,
+    show: impl FnOnce(&Plan) -> String,
+) -> Result<String, String> {
     let root = Path::new("/");
-    let (journal, _lock) = match open(root, "rollback") {
-        Ok(open) => open,
-        Err(error) => return fail(&error, 1),
-    };
+    let (journal, _lock) = open(root, verb)?;
     let apply = Apply {
         root,
         journal: &journal,
         system: host.system(),
         deadlines: Deadlines::default(),
     };
-    if let Err(error) = recover(&apply).await {
-        return fail(&error, 1);
-    }
-    match back(host, &apply, &journal, restart, show).await {
-        Ok(said) => print(&said),
-        Err(error) => fail(&error, 1),
-    }
+    recover(&apply).await.map_err(|error| error.to_string())?;
+    back(host, &apply, &journal, restart, show).await
 }
 
 async fn back<H: Host>(

@@ -2,37 +2,19 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
-
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 
 use super::{fail, print};
+use crate::admin::client;
 use crate::config::{self, AdminAddress, Loaded, Sources};
 use crate::status::Status;
-
-/// Where the unit's admin socket is, which someone at a shell has no `$RUNTIME_DIRECTORY` for.
-const UNIT_SOCKET: &str = "/run/registry-agent/admin.sock";
-const DEADLINE: Duration = Duration::from_secs(5);
-const LIMIT: usize = 1024 * 1024;
 
 /// Asks the running agent. Exit code 0: ready; 3: running, not ready; 1: not to be reached; 2: the
 /// configuration.
 pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
-    let unit = Path::new(UNIT_SOCKET);
+    let unit = Path::new(client::UNIT_SOCKET);
     let unnamed = sources.config.is_none() && sources.distribution.is_none();
     let admin = match config::load(sources) {
-        // What runs as a unit has its socket where the unit says.
-        Ok(Loaded { settings, .. }) => match settings.admin {
-            AdminAddress::Unix(path) if unnamed && !path.exists() && unit.exists() => {
-                AdminAddress::Unix(unit.to_owned())
-            }
-            admin => admin,
-        },
+        Ok(Loaded { settings, .. }) => client::address(settings.admin, sources),
         // The running agent has read its configuration; whoever asks may not be allowed to (a
         // password file), or it has been broken since.
         Err(_) if unnamed && unit.exists() => AdminAddress::Unix(unit.to_owned()),
@@ -45,12 +27,7 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    let answer = runtime.block_on(async {
-        match tokio::time::timeout(DEADLINE, ask(&admin)).await {
-            Ok(answer) => answer,
-            Err(_) => Err("it did not answer in 5s".into()),
-        }
-    });
+    let answer = runtime.block_on(client::status(&admin));
     let body = match answer {
         Ok(body) => body,
         Err(error) => {
@@ -77,30 +54,4 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
     } else {
         ExitCode::from(3)
     }
-}
-
-type Error = Box<dyn std::error::Error + Send + Sync>;
-
-async fn ask(admin: &AdminAddress) -> Result<Bytes, Error> {
-    match admin {
-        AdminAddress::Tcp(address) => get(TcpStream::connect(address).await?).await,
-        AdminAddress::Unix(path) => get(UnixStream::connect(path).await?).await,
-    }
-}
-
-async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Bytes, Error> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::get("/status")
-        .header("host", "registry-agent")
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    if response.status() != StatusCode::OK {
-        return Err(format!("it answered {}", response.status()).into());
-    }
-    Ok(Limited::new(response.into_body(), LIMIT)
-        .collect()
-        .await?
-        .to_bytes())
 }

@@ -49,6 +49,20 @@ impl Sources {
         }
     }
 
+    /// The same, with the folders that the agent's own unit gives it: for what speaks with that
+    /// agent, or is another unit, which has folders of its own.
+    #[must_use]
+    pub fn of_the_unit(mut self) -> Self {
+        for (name, folder) in [
+            ("RUNTIME_DIRECTORY", "/run/registry-agent"),
+            ("STATE_DIRECTORY", "/var/lib/registry-agent"),
+        ] {
+            self.environment.retain(|(variable, _)| variable != name);
+            self.environment.push((name.to_owned(), folder.to_owned()));
+        }
+        self
+    }
+
     /// A variable's value; none if it is unset or empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         let named = self.environment.iter().find(|(key, _)| key == name);

@@ -1,5 +1,7 @@
 //! The agent's own units: written where they differ, enabled, started; and taken away again.
 
+mod manager;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -161,6 +161,11 @@ impl Journal {
         })
     }
 
+    /// The state folder of a host, for reading: it need not be there.
+    pub fn at(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// The state folder of a host: what systemd gives the unit (systemd.exec(5),
     /// `StateDirectory=`), or else where it would be.
     pub fn default_folder(root: &Path) -> PathBuf {

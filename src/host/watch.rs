@@ -88,6 +88,8 @@ pub trait Host {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct State {
+    /// What is wired, in a few words, for the agent's own status line.
+    pub summary: String,
     /// One line of it all.
     pub line: String,
     /// What the engines are told to use; none while it is withdrawn.
@@ -133,6 +135,8 @@ pub struct Watch<'a, H: Host> {
     left: BTreeMap<PathBuf, FileFacts>,
     looked: Option<Instant>,
     drifted: bool,
+    /// The engines that there are, by their units' names.
+    engines: Vec<String>,
     said: Option<State>,
 }
 
@@ -154,6 +158,7 @@ impl<'a, H: Host> Watch<'a, H> {
             left: BTreeMap::new(),
             looked: None,
             drifted: false,
+            engines: Vec::new(),
             said: None,
         }
     }
@@ -394,6 +399,12 @@ impl<'a, H: Host> Watch<'a, H> {
             .map(|refusal| format!("{}: {}. {}", refusal.subject, refusal.why, refusal.remedy))
             .collect();
         self.state.engines.clear();
+        let units = plan.proofs.iter().map(|proof| match proof {
+            Proof::DockerMirrors { unit, .. } | Proof::Active { unit } => unit,
+        });
+        self.engines = units
+            .map(|unit| unit.trim_end_matches(".service").to_owned())
+            .collect();
         for proof in &plan.proofs {
             let engine = match proof {
                 Proof::DockerMirrors { unit, .. } => {
@@ -455,6 +466,7 @@ impl<'a, H: Host> Watch<'a, H> {
             line = format!("{line}; failed: {first}");
         }
         self.state.line = line;
+        self.state.summary = self.summary();
         if self.said.as_ref() == Some(&self.state) {
             return;
         }
@@ -463,6 +475,26 @@ impl<'a, H: Host> Watch<'a, H> {
             tracing::warn!("what this does can't be shown: {error}");
         }
         self.said = Some(self.state.clone());
+    }
+
+    /// `docker wired`, `docker, containerd wired`, `docker not wired`.
+    fn summary(&self) -> String {
+        let engines = if self.engines.is_empty() {
+            "engines".to_owned()
+        } else {
+            self.engines.join(", ")
+        };
+        let failed = self
+            .state
+            .last_apply
+            .as_ref()
+            .is_some_and(|it| it.failure.is_some());
+        match &self.state.mirror {
+            _ if failed => format!("{engines} could not be wired"),
+            Some(_) if self.state.drift.is_some() => format!("{engines} wired, and changed since"),
+            Some(_) => format!("{engines} wired"),
+            None => format!("{engines} not wired"),
+        }
     }
 
     fn write_state(&self) -> Result<(), write::WriteError> {

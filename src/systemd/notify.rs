@@ -14,6 +14,11 @@ pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
+/// What the service does, in a line.
+pub fn status(line: &str) {
+    notify(&[NotifyState::Status(line)]);
+}
+
 /// The service stops, and why that may take a while.
 pub fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);

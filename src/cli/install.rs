@@ -1,0 +1,69 @@
+//! `registry-agent install` and `uninstall`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::{fail, print};
+use crate::host::install::{self, Done};
+use crate::host::live::ThisHost;
+
+/// Installs the units of this binary. Exit code 0: they are as they should be and run; 1: not.
+pub(super) async fn install(host: &ThisHost) -> ExitCode {
+    if let Err(error) = root_only("install") {
+        return fail(&error, 1);
+    }
+    let binary = match own_path() {
+        Ok(binary) => binary,
+        Err(error) => return fail(&error, 1),
+    };
+    let settings = host.settings();
+    match install::install(Path::new("/"), &binary, &settings, host.manager()).await {
+        Ok(done) => said(&done, "everything is installed already\n"),
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// Unwires the engines, and removes the units. Exit code 0: they are gone; 1: not.
+pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
+    if let Err(error) = root_only("uninstall") {
+        return fail(&error, 1);
+    }
+    let restart = host.settings().host.docker.restart;
+    let unwire = async {
+        let said =
+            super::rollback::take_back(host, restart, "uninstall", |_| String::new()).await?;
+        print(&said);
+        Ok(())
+    };
+    match install::uninstall(Path::new("/"), host.manager(), unwire).await {
+        Ok(done) => said(&done, "nothing was installed\n"),
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn said(done: &Done, nothing: &str) -> ExitCode {
+    if done.is_empty() {
+        return print(nothing);
+    }
+    let lines: String = done.iter().map(|line| format!("{line}\n")).collect();
+    print(&lines)
+}
+
+fn root_only(verb: &str) -> Result<(), String> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(format!(
+        "only root can change this host's units: `sudo registry-agent {verb}`"
+    ))
+}
+
+/// Where this binary is. After it was replaced, that is where the new one is.
+fn own_path() -> Result<PathBuf, String> {
+    let path =
+        std::env::current_exe().map_err(|error| format!("can't find this binary: {error}"))?;
+    let text = path.to_string_lossy();
+    Ok(text
+        .strip_suffix(" (deleted)")
+        .map_or(path.clone(), PathBuf::from))
+}

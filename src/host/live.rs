@@ -1,0 +1,200 @@
+//! This host, as it is: its service manager, its daemons, its files and its agent, for the verbs and
+//! the loop that plan and change it.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::Deserialize;
+
+use super::facts::Facts;
+use super::journal::Journal;
+use super::observe;
+use super::plan::{self, Plan, Wanted};
+use super::system::Host as ThisSystem;
+use super::watch::{self, Probe, Terms, Word};
+use crate::admin::client;
+use crate::config::{self, AdminAddress, Settings, Sources};
+use crate::systemd::{Manager, notify};
+
+/// The root of this host's files.
+pub const ROOT: &str = "/";
+
+/// What can't be done without.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Configuration(#[from] config::Errors),
+    /// The service manager can't be reached.
+    #[error("{0}")]
+    Manager(#[from] crate::systemd::ManagerError),
+}
+
+/// This host.
+pub struct ThisHost {
+    manager: Manager,
+    system: ThisSystem,
+    sources: Sources,
+    settings: RwLock<Arc<Settings>>,
+}
+
+/// The part of the agent's `/status` that is asked for.
+#[derive(Deserialize)]
+struct AgentStatus {
+    mirror: AgentMirror,
+}
+
+#[derive(Deserialize)]
+struct AgentMirror {
+    address: String,
+    serves: bool,
+    failure: Option<String>,
+}
+
+impl ThisHost {
+    /// Reads the configuration and connects to the system bus.
+    pub async fn connect(sources: Sources) -> Result<Self, LiveError> {
+        let sources = sources.of_the_unit();
+        let loaded = config::load(&sources)?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let manager = Manager::system().await?;
+        Ok(Self {
+            system: ThisSystem::new(manager.clone(), ROOT),
+            manager,
+            sources,
+            settings: RwLock::new(Arc::new(loaded.settings)),
+        })
+    }
+
+    /// The service manager.
+    pub fn manager(&self) -> &Manager {
+        &self.manager
+    }
+
+    /// The configuration that is in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where this host's agent is asked.
+    fn admin(&self) -> AdminAddress {
+        client::address(self.settings().admin.clone(), &self.sources)
+    }
+
+    async fn ask_agent(&self) -> Result<(), String> {
+        let admin = self.admin();
+        let answer = client::status(&admin).await;
+        let answer = answer.map_err(|error| format!("the agent at {admin} was asked: {error}"))?;
+        let status: AgentStatus = serde_json::from_slice(&answer)
+            .map_err(|error| format!("the agent at {admin} answered something else: {error}"))?;
+        let AgentMirror {
+            address,
+            serves,
+            failure,
+        } = status.mirror;
+        let wanted = address_of(&self.settings());
+        if address.trim_end_matches('/') != wanted {
+            return Err(format!(
+                "the agent looks at {address} and not at {wanted}: it has another configuration, \
+                 or has not read it again (`systemctl reload registry-agent`)"
+            ));
+        }
+        if serves {
+            return Ok(());
+        }
+        Err(failure.unwrap_or_else(|| "the agent has not asked it yet".to_owned()))
+    }
+}
+
+/// What the engines are told, without the slash that a URL has at its end.
+fn address_of(settings: &Settings) -> String {
+    let mirror = settings.host.mirror.as_str();
+    mirror.trim_end_matches('/').to_owned()
+}
+
+/// Reads this host's facts. The addresses that the journal has are those that were wired before.
+pub async fn facts(
+    manager: Option<&Manager>,
+    settings: &Settings,
+) -> Result<observe::Observed, String> {
+    let root = Path::new(ROOT);
+    let journal = Journal::at(Journal::default_folder(root));
+    let (previous, note) = match journal.previous_mirrors() {
+        Ok(mirrors) => (mirrors.into_iter().collect(), None),
+        Err(error) if nix::unistd::geteuid().is_root() => return Err(error.to_string()),
+        Err(_) => {
+            let note = "what this host was wired to before is for root to read: a plan made as \
+                        root may change more";
+            (Vec::new(), Some(note.to_owned()))
+        }
+    };
+    let observed = observe::facts(manager, root, &settings.host, previous).await;
+    let mut observed = observed.map_err(|error| error.to_string())?;
+    observed.notes.extend(note);
+    Ok(observed)
+}
+
+impl watch::Host for ThisHost {
+    type System = ThisSystem;
+
+    fn system(&self) -> &ThisSystem {
+        &self.system
+    }
+
+    fn terms(&self) -> Terms {
+        let settings = self.settings();
+        Terms {
+            mirror: address_of(&settings),
+            withdraw_after: settings.host.withdraw_after,
+            drift: settings.host.drift,
+        }
+    }
+
+    fn reload(&self) -> Result<(), String> {
+        let loaded = config::load(&self.sources).map_err(|errors| errors.to_string())?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut settings = self
+            .settings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *settings = Arc::new(loaded.settings);
+        Ok(())
+    }
+
+    async fn plan(&self, wanted: Wanted) -> Result<Plan, String> {
+        let settings = self.settings();
+        let observed = facts(Some(&self.manager), &settings).await?;
+        planned(&observed, &settings, wanted)
+    }
+
+    async fn serves(&self) -> Probe {
+        match self.ask_agent().await {
+            Ok(()) => Probe::Serves,
+            Err(why) => Probe::Fails(why),
+        }
+    }
+
+    fn tell(&self, word: Word) {
+        match word {
+            Word::Ready => notify::ready(),
+            Word::Status(line) => notify::status(&line),
+            Word::Stopping => notify::stopping("the engines are told to do without the mirror"),
+        }
+    }
+}
+
+/// The plan for what was observed, with what could not be.
+pub fn planned(
+    observed: &observe::Observed,
+    settings: &Settings,
+    wanted: Wanted,
+) -> Result<Plan, String> {
+    let facts: &Facts = &observed.facts;
+    let mut plan = plan::plan(facts, &settings.host, wanted).map_err(|error| error.to_string())?;
+    plan.notes.extend(observed.notes.iter().cloned());
+    Ok(plan)
+}
