@@ -51,6 +51,9 @@ pub enum MirrorError {
     /// Nothing is cached, and the upstream can't be asked now.
     #[error("nothing cached, and {0}")]
     Unavailable(UpstreamError),
+    /// The upstream's manifest is larger than any that is taken.
+    #[error("{0}")]
+    TooLarge(UpstreamError),
     /// What the upstream sent is not what the digest says.
     #[error("{upstream} sent other bytes than {wanted} for {name}")]
     Mismatch {
@@ -407,6 +410,8 @@ fn blob_error(error: UpstreamError) -> MirrorError {
 fn manifest_error(error: UpstreamError) -> MirrorError {
     if error.is_final() {
         MirrorError::ManifestUnknown(error)
+    } else if matches!(error, UpstreamError::TooLarge { .. }) {
+        MirrorError::TooLarge(error)
     } else {
         MirrorError::Unavailable(error)
     }

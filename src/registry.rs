@@ -62,6 +62,14 @@ impl From<MirrorError> for Refusal {
             MirrorError::BlobUnknown(_) => ErrorCode::BlobUnknown,
             MirrorError::ManifestUnknown(_) => ErrorCode::ManifestUnknown,
             MirrorError::NameUnknown(_) | MirrorError::NotMirrored { .. } => ErrorCode::NameUnknown,
+            MirrorError::TooLarge(_) => {
+                tracing::warn!(%error, "a request could not be answered: {error}");
+                return Self {
+                    code: ErrorCode::ManifestInvalid,
+                    status: StatusCode::PAYLOAD_TOO_LARGE,
+                    message: error.to_string(),
+                };
+            }
             MirrorError::Unavailable(_)
             | MirrorError::Mismatch { .. }
             | MirrorError::Store(_)

@@ -274,6 +274,31 @@ fn an_upstream_out_of_reach_is_a_503_until_it_is_back() {
     agent.pull("library/app", "latest", &image);
 }
 
+/// distribution-spec, "Pushing manifests": at least 4 MiB have to be taken.
+#[test]
+fn a_manifest_of_4_mib_is_served_and_a_larger_one_refused() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).start();
+    let of_size = |size: usize| {
+        let padded = |padding: &str| {
+            Manifest::new(OCI_MANIFEST, &json!({"schemaVersion": 2, "padding": padding}))
+        };
+        let frame = padded("").blob.bytes.len();
+        padded(&"x".repeat(size - frame))
+    };
+    let (largest, larger) = (of_size(4 * MIB), of_size(4 * MIB + 1));
+    hub.push_manifest("library/app", Some("largest"), &largest);
+    hub.push_manifest("library/app", Some("larger"), &larger);
+    for reference in ["largest", largest.digest()] {
+        let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
+        assert_eq!((reply.status, reply.body.len()), (200, 4 * MIB));
+    }
+    for reference in ["larger", larger.digest()] {
+        let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
+        reply.assert_error(413, "MANIFEST_INVALID");
+    }
+}
+
 #[test]
 fn what_is_no_manifest_is_not_passed_on() {
     let hub = Upstream::start();
@@ -282,20 +307,10 @@ fn what_is_no_manifest_is_not_passed_on() {
         blob: Blob::of("<html>log in</html>"),
         media_type: "text/html".into(),
     };
-    let padding = "x".repeat(4 * MIB + 1);
-    let large = Manifest::new(
-        OCI_MANIFEST,
-        &json!({"schemaVersion": 2, "padding": padding}),
-    );
-    for (tag, manifest) in [("portal", &portal), ("large", &large)] {
-        hub.push_manifest("library/app", Some(tag), manifest);
-        for reference in [tag, manifest.digest()] {
-            let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
-            assert!(
-                reply.status >= 500 && !reply.error_code().is_empty(),
-                "{reference}"
-            );
-        }
+    hub.push_manifest("library/app", Some("portal"), &portal);
+    for reference in ["portal", portal.digest()] {
+        let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
+        reply.assert_error(503, "UNAVAILABLE");
     }
     let image = Image::small(1);
     hub.push("library/app", "latest", &image);

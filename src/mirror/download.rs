@@ -293,7 +293,8 @@ impl Download<'_> {
                 | UpstreamError::Status { .. } => self.has_readers_in_the_middle(),
                 UpstreamError::Denied { .. }
                 | UpstreamError::NotFound { .. }
-                | UpstreamError::Protocol { .. } => false,
+                | UpstreamError::Protocol { .. }
+                | UpstreamError::TooLarge { .. } => false,
             };
             let limit = if self.has_readers_in_the_middle() {
                 BREAKS

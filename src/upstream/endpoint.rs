@@ -426,7 +426,7 @@ pub(super) async fn collect(
             Ok(Some(Err(e))) => {
                 let e: &(dyn std::error::Error + 'static) = &*e;
                 return Err(if e.is::<LengthLimitError>() {
-                    question.protocol(format!("more than {limit} bytes"))
+                    question.too_large(limit)
                 } else {
                     question.broken(e)
                 });

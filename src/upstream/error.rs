@@ -76,6 +76,16 @@ pub enum UpstreamError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An answer that is larger than this agent takes.
+    #[error("{registry} sent more than {limit} bytes for {what}")]
+    TooLarge {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// How many bytes are taken.
+        limit: usize,
+    },
 }
 
 impl UpstreamError {
@@ -127,6 +137,15 @@ impl Question<'_> {
             registry,
             what,
             reason: reason.into(),
+        }
+    }
+
+    pub(super) fn too_large(self, limit: usize) -> UpstreamError {
+        let (registry, what) = self.parts();
+        UpstreamError::TooLarge {
+            registry,
+            what,
+            limit,
         }
     }
 
