@@ -321,6 +321,11 @@ impl Upstream {
         self.content().tokens.clear();
     }
 
+    /// Gives out tokens for so many seconds from now on.
+    pub fn token_lifetime(&self, seconds: u64) {
+        self.content().token_lifetime = seconds;
+    }
+
     /// Allows this many more manifest GETs.
     pub fn limit(&self, remaining: u64) {
         self.content().remaining = Some(remaining);
@@ -354,9 +359,11 @@ impl Upstream {
 
     /// The requests so far by this method whose path contains `part`.
     pub fn asked(&self, method: &str, part: &str) -> Vec<Exchange> {
-        let mut exchanges = self.exchanges();
-        exchanges.retain(|exchange| exchange.method == method && exchange.path.contains(part));
-        exchanges
+        let exchanges = self.shared.exchanges.lock().expect("exchanges");
+        let such = exchanges
+            .iter()
+            .filter(|exchange| exchange.method == method && exchange.path.contains(part));
+        such.cloned().collect()
     }
 
     /// Those of them that it answered with content.
