@@ -24,8 +24,6 @@ use crate::tls::LiveIdentity;
 
 /// The most that is read of a head, in bytes.
 const HEAD_LIMIT: u32 = 64 * 1024;
-/// Connections at once. More wait to be accepted: each costs memory and a file descriptor.
-const CONNECTIONS: usize = 4096;
 /// The pause after a failed accept: without it, running out of file descriptors burns a processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,10 +77,11 @@ pub struct Limits {
     pub drain: Duration,
 }
 
-/// Serves until `stop` is true, then lets running answers end. Returns whether
-/// all of them did.
+/// Serves, so many `connections` at once, until `stop` is true, then lets running answers end.
+/// Returns whether all of them did.
 pub async fn serve<F>(
     listener: Listener,
+    connections: usize,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
@@ -92,7 +91,7 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(connections));
     loop {
         let place = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
