@@ -4,7 +4,7 @@
 //! temporary name, synced, renamed, and its folder synced. A crash at any point leaves what was
 //! there before, and at most a temporary file, which the next start removes.
 
-use std::fs::{self, File, FileTimes, Metadata, OpenOptions, TryLockError};
+use std::fs::{self, File, FileTimes, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -277,54 +277,6 @@ impl Filesystem {
         self.write(&path, Value::from(list).to_string().as_bytes())
     }
 
-    /// The tags of a repository, sorted. A folder without `current/link` is not a tag.
-    pub fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
-        let mut tags = Vec::new();
-        for name in self.list(&layout::tags(repository))? {
-            let Ok(tag) = name.parse::<Tag>() else {
-                continue;
-            };
-            if self.tag(repository, &tag)?.is_some() {
-                tags.push(tag);
-            }
-        }
-        tags.sort();
-        Ok(tags)
-    }
-
-    /// The repositories that have manifests, sorted.
-    pub fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
-        let found = self.repositories_with(|entry| entry == "_manifests")?;
-        Ok(found)
-    }
-
-    /// The repositories of which `such` an entry is in the folder, sorted.
-    pub(super) fn repositories_with(
-        &self,
-        such: impl Fn(&str) -> bool,
-    ) -> Result<Vec<Repository>, StoreError> {
-        let mut found = Vec::new();
-        let mut folders = vec![String::new()];
-        while let Some(folder) = folders.pop() {
-            for entry in self.list(&format!("{}/{folder}", layout::repositories()))? {
-                let path = if folder.is_empty() {
-                    entry.clone()
-                } else {
-                    format!("{folder}/{entry}")
-                };
-                if such(&entry) {
-                    found.push(Repository::from_path(folder.clone()));
-                }
-                if !entry.starts_with('_') {
-                    folders.push(path);
-                }
-            }
-        }
-        found.sort();
-        found.dedup();
-        Ok(found)
-    }
-
     /// Proves that the store can be written and read back.
     pub fn probe(&self) -> Result<(), StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
@@ -403,6 +355,15 @@ fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
 
 /// The names in a folder; none where the folder is missing.
 pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
+    // Symbolic links are not of this layout: followed, they could lead in a circle.
+    list_such(folder, |kind| !kind.is_symlink())
+}
+
+/// The names in a folder of what is of such a kind; none where the folder is missing.
+pub(super) fn list_such(
+    folder: &Path,
+    such: impl Fn(&FileType) -> bool,
+) -> Result<Vec<String>, StoreError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if absent(&e) => return Ok(Vec::new()),
@@ -411,11 +372,10 @@ pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|e| StoreError::new("list", folder, e))?;
-        // Symbolic links are not of this layout: followed, they could lead in a circle.
-        if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+        if !entry.file_type().is_ok_and(|kind| such(&kind)) {
             continue;
         }
-        // Nor is a name that is not UTF-8.
+        // A name that is not UTF-8 is not of this layout either.
         if let Ok(name) = entry.file_name().into_string() {
             names.push(name);
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::StoreError;
+use super::catalog::Page;
 use super::filesystem::{Filesystem, absent, open_quietly};
 use super::layout::{self, Repository};
 use crate::oci::{Algorithm, Digest, Tag};
@@ -84,7 +85,7 @@ impl Filesystem {
             all.binary_search_by(|stored| stored.digest.cmp(digest))
                 .ok()
         };
-        for repository in self.repositories()? {
+        for repository in self.repositories(&Page::all())? {
             for revision in self.revisions(&repository)? {
                 let Some(at) = place(&all, &revision) else {
                     continue;
@@ -205,7 +206,7 @@ impl Filesystem {
 
     /// Removes what says that repositories have these blobs.
     fn remove_layer_links(&self, blobs: &HashSet<&Digest>) -> Result<(), StoreError> {
-        for repository in self.repositories_with(|entry| entry == "_layers")? {
+        for repository in self.repositories_with("_layers", &Page::all())? {
             for algorithm in Algorithm::ALL {
                 for digest in self.digests(&layout::layers(&repository, algorithm), algorithm)? {
                     if blobs.contains(&digest) && !self.leases.held(&digest) {
@@ -224,7 +225,7 @@ impl Filesystem {
         manifests: &HashSet<&'a Digest>,
     ) -> Result<HashMap<&'a Digest, Links>, StoreError> {
         let mut all: HashMap<&Digest, Links> = HashMap::new();
-        for repository in self.repositories()? {
+        for repository in self.repositories(&Page::all())? {
             let mut here = HashSet::new();
             for revision in self.revisions(&repository)? {
                 if let Some(digest) = manifests.get(&revision) {
