@@ -347,6 +347,13 @@ impl Upstream {
         gate
     }
 
+    /// Holds the next of these answers, as it would have been then.
+    pub fn hold_headers(&self, on: On) -> Gate {
+        let gate = Gate::new();
+        self.fault(1, on, Fault::GateHeaders(gate.clone()));
+        gate
+    }
+
     /// Nothing goes wrong any more.
     pub fn heal(&self) {
         self.shared.rules.lock().expect("rules").clear();
