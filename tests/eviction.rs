@@ -213,7 +213,19 @@ fn downloads_that_were_given_up_go_first() {
 }
 
 #[test]
-fn a_share_is_of_what_is_used_of_the_disk() {
+fn a_disk_that_others_fill_costs_the_cache_its_share_and_not_everything() {
+    let (hub, images) = five_images();
+    let agent = with_four(&hub, &images, "90%");
+    // Nothing is left but what is cached: nine tenths of that may stay.
+    agent.disk().fill();
+    wait_for_an_eviction(&agent);
+    assert_eq!(layers(&agent, &images), "bcd");
+    let evicted = agent.metric("registry_agent_evicted_bytes_total");
+    assert!((200_000.0..300_000.0).contains(&evicted), "{evicted} bytes");
+}
+
+#[test]
+fn a_share_is_of_the_disk_where_nobody_else_uses_it() {
     let (hub, images) = (
         Upstream::start(),
         [1, 2, 3, 4].map(|seed| Image::new(seed, &[2 * MIB])),
@@ -230,6 +242,9 @@ fn a_share_is_of_what_is_used_of_the_disk() {
     wait_for_an_eviction(&agent);
     assert_eq!(layers(&agent, &images), "bcd");
     let storage = &agent.status()["storage"];
-    assert_eq!(storage["cache_limit"], "70% of the disk");
+    assert_eq!(
+        storage["cache_limit"],
+        "70% of what others leave of the disk"
+    );
     assert!(storage["used_bytes"].as_u64().unwrap() < 7 * MIB as u64);
 }
