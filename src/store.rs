@@ -484,10 +484,15 @@ impl Store {
         .await
     }
 
-    /// Removes downloads that were given up long ago, and says how many bytes they had.
-    pub async fn remove_stale_fills(&self) -> Result<u64, StoreError> {
-        self.run(|store| store.remove_stale_fills(SystemTime::now()))
-            .await
+    /// Removes what nobody waits for any longer, downloads that were given up and referrers of what
+    /// is not here, and says how many bytes the downloads had.
+    pub async fn remove_stale(&self) -> Result<u64, StoreError> {
+        self.run(|store| {
+            let now = SystemTime::now();
+            store.remove_stale_referrers(now)?;
+            store.remove_stale_fills(now)
+        })
+        .await
     }
 
     /// Proves that the store can be written and read back.

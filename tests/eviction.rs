@@ -213,6 +213,33 @@ fn downloads_that_were_given_up_go_first() {
 }
 
 #[test]
+fn referrers_of_what_is_not_stored_go_when_nobody_asks_for_them() {
+    let (hub, images) = five_images();
+    let mut agent = with_four(&hub, &images, "100%");
+    let descriptor = serde_json::json!({"digest": images[4].digest(), "size": 1});
+    let asked = |name: &str, digest: &str| -> PathBuf {
+        hub.refer(&format!("library/{name}"), digest, descriptor.clone());
+        let target = format!("/v2/library/{name}/referrers/{digest}");
+        assert_eq!(agent.get(&target).status, 200);
+        let hex = &digest["sha256:".len()..];
+        let kept = format!("store/registry-agent/referrers/library/{name}/_of/sha256/{hex}");
+        agent.folder().join(kept)
+    };
+    let [long_ago, now] = [100, 101].map(|seed| asked("a", &Blob::new(seed, KIB).digest));
+    let of_an_image = asked("d", images[3].digest());
+    age(&long_ago, 25);
+    age(&of_an_image, 25);
+    agent.rewrite("storage.cache.limit", "600kB");
+    agent.signal(Signal::SIGHUP);
+    wait_for_an_eviction(&agent);
+    assert!(has(&agent, &images[3].manifest.blob));
+    assert_eq!(
+        [&long_ago, &now, &of_an_image].map(|kept| kept.exists()),
+        [false, true, true]
+    );
+}
+
+#[test]
 fn a_disk_that_others_fill_costs_the_cache_its_share_and_not_everything() {
     let (hub, images) = five_images();
     let agent = with_four(&hub, &images, "90%");

@@ -70,7 +70,7 @@ impl Mirror {
             last.fell_short = false;
             return Ok(());
         }
-        store.remove_stale_fills().await?;
+        store.remove_stale().await?;
         let need = over().await?;
         if need == 0 {
             return Ok(());
@@ -123,7 +123,7 @@ impl Mirror {
 
     async fn evict_for(&self, bytes: u64, last: &mut Last) -> Result<bool, StoreError> {
         let store = &self.0.store;
-        if store.remove_stale_fills().await? > 0 {
+        if store.remove_stale().await? > 0 {
             return Ok(true);
         }
         let available = store.disk().await?.available;

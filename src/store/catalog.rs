@@ -30,16 +30,17 @@ impl Page {
 impl Filesystem {
     /// The repositories that have manifests, in the order of their names.
     pub fn repositories(&self, page: &Page) -> Result<Vec<Repository>, StoreError> {
-        self.repositories_with("_manifests", page)
+        self.repositories_with(&layout::repositories(), "_manifests", page)
     }
 
-    /// The repositories that have a folder of this name, in the order of their own.
+    /// The repositories below `root` that have a folder of this name, in the order of their own.
     pub(super) fn repositories_with(
         &self,
+        root: &str,
         having: &str,
         page: &Page,
     ) -> Result<Vec<Repository>, StoreError> {
-        let root = self.root.join(layout::repositories());
+        let root = self.root.join(root);
         let folders = |path: &str| folders(&root.join(path));
         let mut found = Vec::new();
         walk(&folders, "", having, page, &mut found)?;

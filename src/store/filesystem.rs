@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
+use super::sweep::remove_file;
 use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
 use crate::failpoint::failpoint;
@@ -133,6 +134,17 @@ impl Filesystem {
         Ok(false)
     }
 
+    /// Whether a repository is known to have a manifest.
+    pub(super) fn has_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, StoreError> {
+        let link = self.root.join(layout::revision_link(repository, digest));
+        link.try_exists()
+            .map_err(|e| StoreError::new("read", &link, e))
+    }
+
     /// Records that a repository has a blob, whose bytes must be here already.
     pub fn link_layer(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
         self.link(&layout::layer_link(repository, digest), digest)
@@ -145,11 +157,7 @@ impl Filesystem {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Manifest>, StoreError> {
-        let link = self.root.join(layout::revision_link(repository, digest));
-        if !link
-            .try_exists()
-            .map_err(|e| StoreError::new("read", &link, e))?
-        {
+        if !self.has_manifest(repository, digest)? {
             return Ok(None);
         }
         let path = self.root.join(layout::blob(digest));
@@ -266,7 +274,8 @@ impl Filesystem {
         Ok(serde_json::from_reader(io::BufReader::new(file)).ok())
     }
 
-    /// Keeps the referrers of a manifest.
+    /// Keeps the referrers of a manifest; that something has none only where it is stored, since
+    /// clients can ask that of whatever they like.
     pub fn put_referrers(
         &self,
         repository: &Repository,
@@ -274,6 +283,9 @@ impl Filesystem {
         list: &[Value],
     ) -> Result<(), StoreError> {
         let path = layout::referrers(repository, digest);
+        if list.is_empty() && !self.has_manifest(repository, digest)? {
+            return remove_file(&self.root.join(path));
+        }
         self.write(&path, Value::from(list).to_string().as_bytes())
     }
 
@@ -404,18 +416,25 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Opens a file without the kernel taking that for its use, where it may be asked to.
+/// Opens a file, if it is there, without the kernel taking that for its use.
 pub(super) fn open_quietly(path: &Path) -> Result<Option<File>, StoreError> {
+    match quietly(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if absent(&e) => Ok(None),
+        Err(e) => Err(StoreError::new("open", path, e)),
+    }
+}
+
+/// Opens a file without the kernel taking that for its use, where it may be asked to.
+pub(super) fn quietly(path: &Path) -> io::Result<File> {
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NOATIME.bits())
         .open(path);
     match opened {
-        Ok(file) => Ok(Some(file)),
         // Only a file's owner may ask for that.
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => open_if_there(path),
-        Err(e) if absent(&e) => Ok(None),
-        Err(e) => Err(StoreError::new("open", path, e)),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+        opened => opened,
     }
 }
 

@@ -311,6 +311,13 @@ impl Upstream {
         });
     }
 
+    /// Nothing refers to the manifest with this digest any more.
+    pub fn forget_referrers(&self, name: &str, subject: &str) {
+        self.change(name, |repository| {
+            repository.referrers.remove(subject);
+        });
+    }
+
     /// From now on the repository is for the account only.
     pub fn make_private(&self, name: &str) {
         self.change(name, |repository| repository.private = true);
