@@ -221,7 +221,9 @@ fn to_look_at_what_is_stored_is_no_use_of_it() {
     let paths = image.blobs().map(|blob| agent.stored_blob(&blob.digest));
     let paths: Vec<PathBuf> = paths.collect();
     // So that a kernel notes uses that notes only some.
-    paths.iter().for_each(|path| age(path, 48));
+    for path in &paths {
+        age(path, 48);
+    }
     let used = || -> Vec<SystemTime> {
         let used = |path: &PathBuf| fs::metadata(path).and_then(|metadata| metadata.accessed());
         paths.iter().map(|path| used(path).unwrap()).collect()
