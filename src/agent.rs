@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::{self, AdminAddress, Loaded, Settings, Sources, Storage};
+use crate::descriptors::Connections;
 use crate::health::{self, Health, HealthWatch};
 use crate::log::LevelHandle;
 use crate::metrics::Metrics;
@@ -83,6 +84,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     let settings = Arc::new(loaded.settings);
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
+    let connections = Connections::with_all_descriptors();
     let listener = bind(settings.listen).await;
     let listener = listener.map_err(|e| listen_error("listen", settings.listen.to_string(), e))?;
     let identity = settings.tls.as_ref().map(LiveIdentity::new).transpose();
@@ -127,6 +129,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     let registry = Registry::new(mirror, health.clone(), Arc::clone(&metrics));
     let serving = tokio::spawn(server::serve(
         listener,
+        connections.registry,
         {
             let shared = Arc::clone(&shared);
             move |request| {
@@ -140,6 +143,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
     ));
     let admin_serving = tokio::spawn(server::serve(
         admin,
+        connections.admin,
         {
             let shared = Arc::clone(&shared);
             move |request| admin::answer(request, Arc::clone(&shared))
@@ -170,6 +174,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         tls = settings.tls.is_some(),
         admin = %settings.admin,
         storage = %root.display(),
+        connections = connections.registry,
         "started"
     );
 

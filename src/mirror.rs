@@ -25,7 +25,7 @@ use crate::config::{CacheLimit, Freshness, Settings};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
-use crate::store::{Store, StoreError};
+use crate::store::{Page, Store, StoreError};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// Something could not be served.
@@ -365,15 +365,13 @@ impl Mirror {
             Err(e) if e.is_final() => return Err(MirrorError::NameUnknown(e)),
             Err(e) => e,
         };
-        let mut tags: Vec<String> = self
-            .0
-            .store
-            .tags(&source.stored)
-            .await?
-            .into_iter()
-            .map(|tag| tag.to_string())
-            .filter(|tag| last.is_none_or(|last| tag.as_str() > last))
-            .collect();
+        let page = Page {
+            after: last.unwrap_or_default().to_owned(),
+            // Whether there are more is told by one more.
+            limit: limit.map_or(usize::MAX, |limit| limit.saturating_add(1)),
+        };
+        let tags = self.0.store.tags(&source.stored, page).await?;
+        let mut tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
         if tags.is_empty() && last.is_none() {
             return Err(MirrorError::Unavailable(error));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 mod activity;
@@ -19,7 +19,7 @@ mod sendfile;
 pub mod server;
 mod tls;
 
-pub use body::Body;
+pub use body::{Body, TEXT};
 
 use route::{Route, RouteError};
 
@@ -243,11 +243,11 @@ impl Registry {
     fn root(&self) -> Response<Body> {
         let health = self.health.borrow();
         let (status, text) = if health.ready {
-            (StatusCode::OK, "ready\n".to_owned())
+            (StatusCode::OK, "ready\n")
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned())
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
         };
-        answer(status, "text/plain; charset=utf-8", Bytes::from(text))
+        Body::answer(status, TEXT, text)
     }
 }
 
@@ -258,18 +258,8 @@ fn agent(headers: &http::HeaderMap) -> String {
     agent.unwrap_or("-").chars().take(120).collect()
 }
 
-fn answer(status: StatusCode, content_type: &'static str, bytes: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CONTENT_LENGTH, bytes.len().into());
-    *response.body_mut() = Body::full(bytes);
-    response
-}
-
 fn json_answer(bytes: Bytes) -> Response<Body> {
-    answer(StatusCode::OK, "application/json", bytes)
+    Body::answer(StatusCode::OK, "application/json", bytes)
 }
 
 fn error_answer(refusal: &Refusal) -> Response<Body> {

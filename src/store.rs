@@ -14,6 +14,7 @@ use quick_cache::sync::Cache;
 use serde_json::Value;
 
 pub mod audit;
+mod catalog;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
@@ -22,6 +23,7 @@ mod partial;
 mod sweep;
 mod usage;
 
+pub use catalog::Page;
 pub use part::{Blob, FilePart};
 pub use partial::Partial;
 pub use sweep::{Removed, Stored};
@@ -378,15 +380,15 @@ impl Store {
             .await
     }
 
-    /// The tags of a repository, sorted.
-    pub async fn tags(&self, of: &Repository) -> Result<Vec<Tag>, StoreError> {
+    /// A page of the tags of a repository, in their order.
+    pub async fn tags(&self, of: &Repository, page: Page) -> Result<Vec<Tag>, StoreError> {
         let repository = of.clone();
-        self.run(move |store| store.tags(&repository)).await
+        self.run(move |store| store.tags(&repository, &page)).await
     }
 
-    /// The repositories that have manifests, sorted.
-    pub async fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
-        self.run(Filesystem::repositories).await
+    /// A page of the repositories that have manifests, in the order of their names.
+    pub async fn repositories(&self, page: Page) -> Result<Vec<Repository>, StoreError> {
+        self.run(move |store| store.repositories(&page)).await
     }
 
     /// Opens the file that a blob is downloaded into.
@@ -482,10 +484,15 @@ impl Store {
         .await
     }
 
-    /// Removes downloads that were given up long ago, and says how many bytes they had.
-    pub async fn remove_stale_fills(&self) -> Result<u64, StoreError> {
-        self.run(|store| store.remove_stale_fills(SystemTime::now()))
-            .await
+    /// Removes what nobody waits for any longer, downloads that were given up and referrers of what
+    /// is not here, and says how many bytes the downloads had.
+    pub async fn remove_stale(&self) -> Result<u64, StoreError> {
+        self.run(|store| {
+            let now = SystemTime::now();
+            store.remove_stale_referrers(now)?;
+            store.remove_stale_fills(now)
+        })
+        .await
     }
 
     /// Proves that the store can be written and read back.

@@ -43,9 +43,9 @@ pub struct Upstream {
     settings: UpstreamSettings,
     timeouts: Timeouts,
     /// Where it is asked, in order: the next where one fails.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
     /// The same, asked as nobody: who may see what our credentials can.
-    anonymous: Vec<Endpoint>,
+    anonymous: Vec<Arc<Endpoint>>,
     /// When a repository was last seen to be public.
     public: Cache<Name, Instant>,
     record: Arc<Record>,
@@ -66,7 +66,8 @@ impl Upstream {
         let endpoints = |credentials, record: &Arc<Record>| {
             let endpoint = |url| {
                 let registry = settings.registry.clone();
-                Endpoint::new(registry, url, credentials, timeouts, Arc::clone(record))
+                let record = Arc::clone(record);
+                Arc::new(Endpoint::new(registry, url, credentials, timeouts, record))
             };
             settings.urls.iter().cloned().map(endpoint).collect()
         };
@@ -109,7 +110,7 @@ impl Upstream {
     /// Whether it was late, or did not answer at all, a moment ago: then nobody who has a cached
     /// answer waits for it.
     pub fn is_suspect(&self) -> bool {
-        self.record.is_suspect() || self.endpoints.iter().all(Endpoint::is_down)
+        self.record.is_suspect() || self.endpoints.iter().all(|endpoint| endpoint.is_down())
     }
 
     /// Notes that it did not answer in the time that somebody with a cached answer would wait.
@@ -184,7 +185,7 @@ impl Upstream {
 /// Asks one endpoint after the other until one has it. What the last one says counts, unless none
 /// of those before could be asked at all and it only does not have it: then nobody knows.
 async fn ask(
-    endpoints: &[Endpoint],
+    endpoints: &[Arc<Endpoint>],
     method: &Method,
     path: &str,
     name: &Name,

@@ -9,10 +9,11 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::agent::{Agent, SHORT, Setup};
+use support::agent::{Agent, Setup};
 use support::client::Client;
 use support::image::{Image, KIB, MIB};
 use support::upstream::{On, Upstream};
@@ -20,12 +21,14 @@ use support::{PATIENCE, eventually};
 
 /// More than the buffers of two sockets hold.
 const LAYER: usize = 20 * MIB;
+/// How long a client may be idle, as the agent is told it and as tests reckon with it.
+const IDLE: (&str, Duration) = ("500ms", Duration::from_millis(500));
 
 /// A mirror whose clients may be idle for a short time only, with a large layer in it.
 fn mirror() -> (Upstream, Agent, String) {
     let (hub, image) = (Upstream::start(), Image::new(1, &[LAYER]));
     hub.push("library/app", "latest", &image);
-    let agent = Setup::mirror(&hub).set("clients.idle", SHORT).start();
+    let agent = Setup::mirror(&hub).set("clients.idle", IDLE.0).start();
     let layer = format!("/v2/library/app/blobs/{}", image.layer().digest);
     (hub, agent, layer)
 }
@@ -117,6 +120,26 @@ fn who_reads_nothing_of_an_answer_is_disconnected_and_others_are_served() {
     assert!(whole.complete && whole.body.len() == LAYER);
     all_have_left(&agent);
     drop(stuck);
+}
+
+/// So slow that the agent can't write for longer than a client may read nothing.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the pauses of a slow reader are what is tested"
+)]
+fn who_reads_slowly_and_steadily_gets_all_of_it() {
+    let (_hub, agent, layer) = mirror();
+    let whole = agent.get(&layer).body;
+    // From the store: what is still on its way would be the upstream's pace.
+    let mut response = agent.request("GET", &layer).open();
+    let (mut slowly, began) = (Vec::new(), Instant::now());
+    while began.elapsed() < 6 * IDLE.1 {
+        slowly.extend(response.read(64 * KIB));
+        std::thread::sleep(IDLE.1 / 10);
+    }
+    let rest = response.finish();
+    assert!(rest.complete && [slowly, rest.body].concat() == whole);
 }
 
 #[test]

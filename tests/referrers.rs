@@ -110,3 +110,26 @@ fn what_is_no_digest_is_refused() {
     let reply = agent.get("/v2/library/app/referrers/latest");
     reply.assert_error(400, "DIGEST_INVALID");
 }
+
+#[test]
+fn that_something_has_none_is_kept_only_where_it_is_stored() {
+    let [image, other] = [1, 2].map(Image::small);
+    let hub = Upstream::start();
+    hub.push("library/app", "latest", &image);
+    let agent = Setup::mirror(&hub).start();
+    agent.pull("library/app", "latest", &image);
+    for asked in [&image, &other] {
+        assert!(referrers(&agent, &path(asked)).1.is_empty());
+    }
+    hub.switch_off();
+    assert!(referrers(&agent, &path(&image)).1.is_empty());
+    agent.get(&path(&other)).assert_error(503, "UNAVAILABLE");
+    // What it had once is forgotten as well.
+    hub.switch_on();
+    hub.refer("library/app", other.digest(), descriptor(&image, SIGNATURE));
+    assert_eq!(referrers(&agent, &path(&other)).1, [image.digest()]);
+    hub.forget_referrers("library/app", other.digest());
+    assert!(referrers(&agent, &path(&other)).1.is_empty());
+    hub.switch_off();
+    agent.get(&path(&other)).assert_error(503, "UNAVAILABLE");
+}

@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use serde_json::json;
 use support::agent::{Agent, SHORT, Setup};
+use support::client::Client;
 use support::image::{Blob, Image, MIB, Manifest, OCI_MANIFEST};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
 use support::{PATIENCE, eventually};
@@ -322,4 +326,37 @@ fn what_is_no_manifest_is_not_passed_on() {
     assert_nothing_stored(&agent);
     hub.heal();
     agent.pull("library/app", "latest", &image);
+}
+
+/// RFC 9112, 3.2.
+#[test]
+fn a_request_that_does_not_name_one_host_is_400() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).start();
+    for listener in [agent.registry(), agent.admin()] {
+        let Client::Tcp(address) = listener else {
+            panic!("a TCP listener")
+        };
+        for (head, status) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\n", "HTTP/1.1 "),
+            ("GET /v2/ HTTP/1.1\r\n", "HTTP/1.1 400 "),
+            (
+                "GET /v2/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n",
+                "HTTP/1.1 400 ",
+            ),
+            ("GET http://a/v2/ HTTP/1.1\r\n", "HTTP/1.1 400 "),
+            // Older than the header.
+            ("GET /healthz HTTP/1.0\r\n", "HTTP/1.0 "),
+        ] {
+            let mut socket = TcpStream::connect(address).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let head = format!("{head}Connection: close\r\n\r\n");
+            socket.write_all(head.as_bytes()).unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with(status), "{head:?}: {answer}");
+            let refused = answer.contains(" 400 ");
+            assert_eq!(refused, status.contains("400"), "{head:?}: {answer}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! limiting never keeps what is cached from being served. A digest needs no asking.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tokio::sync::watch;
@@ -110,16 +110,22 @@ impl Mirror {
             });
         }
         let known = cached.as_ref().map(|cached| cached.manifest.digest.clone());
-        let mut flight = self
-            .0
-            .tags
-            .join((source.stored.clone(), tag.clone()), |sender| {
-                let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
-                async move {
-                    let resolved = mirror.resolve(&source, &tag, known, &sender).await;
-                    Some(Resolution::Known(resolved))
-                }
-            });
+        let suspect = source.upstream.is_suspect();
+        // A request whose connection has died silently hangs until its timeout, which must not keep
+        // the tag stale for so long: once the upstream is given another chance, it is asked anew.
+        let patience = if cached.is_none() || suspect {
+            Duration::MAX
+        } else {
+            freshness.deadline
+        };
+        let key = (source.stored.clone(), tag.clone());
+        let mut flight = self.0.tags.join_within(patience, key, |sender| {
+            let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
+            async move {
+                let resolved = mirror.resolve(&source, &tag, known, &sender).await;
+                Some(Resolution::Known(resolved))
+            }
+        });
         let Some(cached) = cached else {
             return match flight.landed().await {
                 Some(Resolution::Known(Ok(manifest))) => Ok(Served {
@@ -135,7 +141,6 @@ impl Mirror {
         // wait for a dead upstream, it costs one deadline.
         // One that was late a moment ago is not waited for at all: should it answer again, the next
         // request profits from it.
-        let suspect = source.upstream.is_suspect();
         let deadline = if suspect {
             Duration::ZERO
         } else {
@@ -206,6 +211,7 @@ impl Mirror {
         let reference = Reference::Tag(tag.clone());
         // Also where nothing is cached: the manifest may be here under another tag, and HEAD is
         // free where GET counts against a limit.
+        let asked = Instant::now();
         let digest = match source
             .upstream
             .manifest_digest(&source.name, &reference)
@@ -219,6 +225,15 @@ impl Mirror {
             }) => None,
             Err(error) => return Err(manifest_error(error)),
         };
+        // A later request has been answered meanwhile: what this one was told is older.
+        if let Some(CachedTag {
+            manifest,
+            age: Some(age),
+        }) = self.cached_tag(source, tag).await?
+            && age < asked.elapsed()
+        {
+            return Ok(manifest);
+        }
         let store = &self.0.store;
         if let Some(digest) = &digest
             && let Some(manifest) = store.manifest(&source.stored, digest).await?

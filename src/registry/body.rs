@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, TryStreamExt};
-use http::{Method, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 
@@ -18,6 +19,9 @@ use crate::mirror::Piece;
 /// Bytes that are read at once, where a file can't be sent as it is. A slow client holds a few of
 /// these in memory and no more.
 const READ: u64 = 128 * 1024;
+
+/// The type of an answer that is for people.
+pub const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The body of an answer.
 pub struct Body {
@@ -77,6 +81,22 @@ impl Body {
     /// These bytes.
     pub fn full(bytes: Bytes) -> Self {
         Self::new(Content::Full(bytes))
+    }
+
+    /// An answer with these bytes, all of them at once.
+    pub fn answer(
+        status: StatusCode,
+        content_type: &'static str,
+        bytes: impl Into<Bytes>,
+    ) -> Response<Self> {
+        let bytes = bytes.into();
+        let mut response = Response::new(Self::empty());
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CONTENT_LENGTH, bytes.len().into());
+        *response.body_mut() = Self::full(bytes);
+        response
     }
 
     /// The pieces that come, those in files sent as they are where the connection has an outbox, and

@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::header::HOST;
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -18,16 +19,16 @@ use tokio::sync::{Semaphore, watch};
 
 use super::activity::Activity;
 use super::sendfile::{Outbox, SendfileStream};
-use super::{Body, tls};
+use super::{Body, TEXT, tls};
 use crate::metrics::Metrics;
 use crate::tls::LiveIdentity;
 
 /// The most that is read of a head, in bytes.
 const HEAD_LIMIT: u32 = 64 * 1024;
-/// Connections at once. More wait to be accepted: each costs memory and a file descriptor.
-const CONNECTIONS: usize = 4096;
 /// The pause after a failed accept: without it, running out of file descriptors burns a processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+const NO_HOST: &str = "a request by HTTP/1.1 has exactly one Host header\n";
 
 /// A socket that is listened on.
 pub enum Listener {
@@ -79,10 +80,11 @@ pub struct Limits {
     pub drain: Duration,
 }
 
-/// Serves until `stop` is true, then lets running answers end. Returns whether
-/// all of them did.
+/// Serves, so many `connections` at once, until `stop` is true, then lets running answers end.
+/// Returns whether all of them did.
 pub async fn serve<F>(
     listener: Listener,
+    connections: usize,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
@@ -92,7 +94,7 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(connections));
     loop {
         let place = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -148,6 +150,16 @@ where
         .is_ok()
 }
 
+/// Whether a request names the host that it is for as it must, with exactly one `Host`, so that no
+/// two servers on its way can take it for different ones. Source: RFC 9112, 3.2.
+fn names_its_host<B>(request: &Request<B>) -> bool {
+    if request.version() != Version::HTTP_11 {
+        return true;
+    }
+    let mut named = request.headers().get_all(HOST).iter();
+    named.next().is_some() && named.next().is_none()
+}
+
 /// Serves one connection to its end.
 async fn connection<F>(
     stream: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
@@ -170,10 +182,13 @@ async fn connection<F>(
         {
             request.extensions_mut().insert(outbox.clone());
         }
-        let answer = answer(request);
+        let answer = names_its_host(&request).then(|| answer(request));
         async move {
-            let response = answer.await.map(|body| body.taking(turn, counts_frames));
-            Ok::<_, Infallible>(response)
+            let response = match answer {
+                Some(answer) => answer.await,
+                None => Body::answer(StatusCode::BAD_REQUEST, TEXT, NO_HOST),
+            };
+            Ok::<_, Infallible>(response.map(|body| body.taking(turn, counts_frames)))
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());

@@ -31,6 +31,8 @@ const V2: &str = "docker/registry/v2";
 pub const OWN: &str = "registry-agent";
 /// Files that are being written, before they are renamed into place.
 pub const TEMPORARY: &str = "registry-agent/tmp";
+/// The folder of all repositories, for what is kept of their manifests' referrers.
+pub const REFERRERS: &str = "registry-agent/referrers";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
@@ -116,9 +118,14 @@ pub fn layers(repository: &Repository, algorithm: Algorithm) -> String {
 
 /// What an upstream last said refers to a manifest: a JSON list of descriptors.
 pub fn referrers(repository: &Repository, digest: &Digest) -> String {
-    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
     // No component of a repository's name can be `_of`.
-    format!("{OWN}/referrers/{repository}/_of/{algorithm}/{hex}")
+    let folder = referrers_of(repository, digest.algorithm());
+    format!("{folder}/{}", digest.hex())
+}
+
+/// The folder of what is kept of the referrers of a repository's manifests of one algorithm.
+pub fn referrers_of(repository: &Repository, algorithm: Algorithm) -> String {
+    format!("{REFERRERS}/{repository}/_of/{}", algorithm.as_str())
 }
 
 /// The folder of a repository's manifests of one algorithm.

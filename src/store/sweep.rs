@@ -9,13 +9,15 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::StoreError;
+use super::catalog::Page;
 use super::filesystem::{Filesystem, absent, open_quietly};
 use super::layout::{self, Repository};
 use crate::oci::{Algorithm, Digest, Tag};
 
 /// A download that nothing was added to for so long, and that is not under way, is not gone on
-/// with.
-const STALE_FILL: Duration = Duration::from_hours(24);
+/// with; nor is anybody interested in the referrers of a manifest that is not here, if nobody has
+/// asked for them for so long.
+const STALE: Duration = Duration::from_hours(24);
 
 /// A blob or manifest of the store.
 #[derive(Debug, Clone)]
@@ -84,7 +86,7 @@ impl Filesystem {
             all.binary_search_by(|stored| stored.digest.cmp(digest))
                 .ok()
         };
-        for repository in self.repositories()? {
+        for repository in self.repositories(&Page::all())? {
             for revision in self.revisions(&repository)? {
                 let Some(at) = place(&all, &revision) else {
                     continue;
@@ -150,7 +152,7 @@ impl Filesystem {
                 let removed = self.leases.unless_held(&digest, || {
                     let metadata = fs::metadata(&path).ok()?;
                     let age = now.duration_since(metadata.modified().ok()?).ok()?;
-                    (age > STALE_FILL).then(|| remove_file(&path).map(|()| metadata.len()))
+                    (age > STALE).then(|| remove_file(&path).map(|()| metadata.len()))
                 });
                 if let Some(size) = removed.flatten() {
                     bytes += size?;
@@ -158,6 +160,28 @@ impl Filesystem {
             }
         }
         Ok(bytes)
+    }
+
+    /// Removes what was kept of the referrers of manifests that are not here.
+    pub fn remove_stale_referrers(&self, now: SystemTime) -> Result<(), StoreError> {
+        for repository in self.repositories_with(layout::REFERRERS, "_of", &Page::all())? {
+            for algorithm in Algorithm::ALL {
+                for digest in
+                    self.digests(&layout::referrers_of(&repository, algorithm), algorithm)?
+                {
+                    let path = self.root.join(layout::referrers(&repository, &digest));
+                    let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+                    let age = modified.ok().and_then(|it| now.duration_since(it).ok());
+                    if age.is_some_and(|age| age > STALE)
+                        && !self.has_manifest(&repository, &digest)?
+                    {
+                        // With the algorithm's folder and `_of`; a repository's own is found again.
+                        remove_with_folders(&path, 2)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes blobs and manifests, in the order in which no reader ever sees a link to nothing:
@@ -205,7 +229,9 @@ impl Filesystem {
 
     /// Removes what says that repositories have these blobs.
     fn remove_layer_links(&self, blobs: &HashSet<&Digest>) -> Result<(), StoreError> {
-        for repository in self.repositories_with(|entry| entry == "_layers")? {
+        for repository in
+            self.repositories_with(&layout::repositories(), "_layers", &Page::all())?
+        {
             for algorithm in Algorithm::ALL {
                 for digest in self.digests(&layout::layers(&repository, algorithm), algorithm)? {
                     if blobs.contains(&digest) && !self.leases.held(&digest) {
@@ -224,7 +250,7 @@ impl Filesystem {
         manifests: &HashSet<&'a Digest>,
     ) -> Result<HashMap<&'a Digest, Links>, StoreError> {
         let mut all: HashMap<&Digest, Links> = HashMap::new();
-        for repository in self.repositories()? {
+        for repository in self.repositories(&Page::all())? {
             let mut here = HashSet::new();
             for revision in self.revisions(&repository)? {
                 if let Some(digest) = manifests.get(&revision) {
@@ -275,7 +301,7 @@ impl Filesystem {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(e) if !absent(&e) => Err(StoreError::new("remove", path, e)),
         _ => Ok(()),

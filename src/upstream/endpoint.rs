@@ -19,7 +19,7 @@ use url::Url;
 use super::challenge::Challenge;
 use super::error::{Question, UpstreamError};
 use super::record::Record;
-use super::token::{Token, TokenKey, Tokens, may_receive_credentials};
+use super::token::{Asking, Slot, Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
 
@@ -103,7 +103,7 @@ impl Endpoint {
     /// Asks for a path of a repository; anything but a success is an error. A dead endpoint costs
     /// one wait and not one for each request.
     pub(super) async fn get(
-        &self,
+        self: &Arc<Self>,
         method: &Method,
         path: &str,
         name: &Name,
@@ -127,7 +127,7 @@ impl Endpoint {
     /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
     /// answered with another token, and one to a token that is new is the caller's.
     async fn send(
-        &self,
+        self: &Arc<Self>,
         method: &Method,
         path: &str,
         name: &Name,
@@ -156,7 +156,7 @@ impl Endpoint {
             }
         }
         let response = self
-            .follow(method, url.clone(), headers, sent.as_ref(), what)
+            .follow(method, url.clone(), headers, sent.as_ref(), what, true)
             .await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
@@ -174,7 +174,7 @@ impl Endpoint {
             (Challenge::Basic, Some(credentials)) => {
                 let authorization = basic(credentials);
                 return self
-                    .follow(method, url, headers, Some(&authorization), what)
+                    .follow(method, url, headers, Some(&authorization), what, true)
                     .await;
             }
             (
@@ -211,7 +211,7 @@ impl Endpoint {
             // next challenge.
             *self.bearer() = Some(bearer.clone());
             let response = self
-                .follow(method, url.clone(), headers, Some(&token), what)
+                .follow(method, url.clone(), headers, Some(&token), what, true)
                 .await?;
             if is_new || response.status() != StatusCode::UNAUTHORIZED {
                 return Ok(response);
@@ -222,39 +222,57 @@ impl Endpoint {
 
     /// A token other than the one that was `refused`, from memory or from the token server, and
     /// whether it is new. However many ask, one request is made, and whoever waited for it shares
-    /// how it ended.
+    /// how it ended. Nobody waits for one that replaces a token which still serves.
     async fn token(
-        &self,
+        self: &Arc<Self>,
         key: &TokenKey,
         refused: Option<&HeaderValue>,
         what: &str,
     ) -> Result<(HeaderValue, bool), UpstreamError> {
         let came = Instant::now();
         let slot = self.tokens.slot(key);
-        let mut slot = slot.lock().await;
-        if let Some(header) = slot.usable().filter(|header| Some(header) != refused) {
+        let serves = || slot.usable().filter(|header| Some(header) != refused);
+        if let Some(header) = serves() {
+            if let Some(asking) = slot.ask_ahead() {
+                tokio::spawn(Arc::clone(self).replace_token(
+                    key.clone(),
+                    Arc::clone(&slot),
+                    asking,
+                ));
+            }
             return Ok((header, false));
         }
-        if let Some((at, error)) = &slot.failed
-            && *at >= came
-        {
-            return Err(error.clone());
+        let _asking = slot.ask().await;
+        if let Some(header) = serves() {
+            return Ok((header, false));
         }
-        match self.new_token(key, what).await {
-            Ok(token) => {
-                let header = token.header.clone();
-                slot.token = Some(token);
-                Ok((header, true))
-            }
-            Err(error) => {
-                slot.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
+        if let Some(error) = slot.failed(came) {
+            return Err(error);
         }
+        let token = self.new_token(key, what, true).await;
+        let header = token.as_ref().map(|token| token.header.clone());
+        let header = header.map_err(Clone::clone);
+        slot.keep(token);
+        Ok((header?, true))
     }
 
-    /// Asks the token server.
-    async fn new_token(&self, key: &TokenKey, what: &str) -> Result<Token, UpstreamError> {
+    /// Replaces a token that still serves.
+    async fn replace_token(self: Arc<Self>, key: TokenKey, slot: Arc<Slot>, _asking: Asking) {
+        let what = format!("another token for {}", key.scope);
+        let token = self.new_token(&key, &what, false).await;
+        if let Err(error) = &token {
+            tracing::warn!(%error, "a token that ends soon could not be replaced yet: {error}");
+        }
+        slot.keep(token);
+    }
+
+    /// Asks the token server. `needed`: without the token, nothing can be had of the endpoint.
+    async fn new_token(
+        &self,
+        key: &TokenKey,
+        what: &str,
+        needed: bool,
+    ) -> Result<Token, UpstreamError> {
         let authorization = match &self.credentials {
             Some(credentials) if may_receive_credentials(&key.realm, &self.url) => {
                 Some(basic(credentials))
@@ -277,6 +295,7 @@ impl Endpoint {
                 &HeaderMap::new(),
                 authorization.as_ref(),
                 what,
+                needed,
             )
             .await?;
         match response.status() {
@@ -303,6 +322,7 @@ impl Endpoint {
 
     /// Sends a request and follows its redirects. `authorization` goes to the first host only: a
     /// content delivery network has its own signature in the URL, and no business with our token.
+    /// `needed`: without the first answer, nothing can be had of the endpoint.
     async fn follow(
         &self,
         method: &Method,
@@ -310,6 +330,7 @@ impl Endpoint {
         headers: &HeaderMap,
         mut authorization: Option<&HeaderValue>,
         what: &str,
+        needed: bool,
     ) -> Result<Response<Incoming>, UpstreamError> {
         for hop in 0..=REDIRECTS {
             let mut request = Request::builder()
@@ -327,7 +348,7 @@ impl Endpoint {
                     .headers_mut()
                     .insert(AUTHORIZATION, authorization.clone());
             }
-            let response = self.exchange(request, what, hop == 0).await?;
+            let response = self.exchange(request, what, needed && hop == 0).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }

@@ -29,6 +29,8 @@ pub struct Setup {
     address: Ipv4Addr,
     config: Value,
     environment: Vec<(String, String)>,
+    /// How many descriptors it may have open, softly and hard.
+    descriptors: Option<(u32, u32)>,
 }
 
 impl Setup {
@@ -56,6 +58,7 @@ impl Setup {
             address,
             config,
             environment: Vec::new(),
+            descriptors: None,
         }
     }
 
@@ -117,6 +120,12 @@ impl Setup {
         self
     }
 
+    /// May have so many descriptors open, `soft` of them without asking for more.
+    pub fn descriptors(mut self, soft: u32, hard: u32) -> Self {
+        self.descriptors = Some((soft, hard));
+        self
+    }
+
     /// A file in the agent's folder.
     pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
@@ -161,7 +170,16 @@ impl Setup {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = match self.descriptors {
+            None => Command::new(BINARY),
+            // A shell that becomes the agent: limits are inherited.
+            Some((soft, hard)) => {
+                let mut shell = Command::new("/bin/sh");
+                let script = format!(r#"ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$0" "$@""#);
+                shell.args(["-c", &script, BINARY]);
+                shell
+            }
+        };
         // Nothing of the environment the tests run in may change what they see.
         command
             .env_clear()

@@ -311,6 +311,13 @@ impl Upstream {
         });
     }
 
+    /// Nothing refers to the manifest with this digest any more.
+    pub fn forget_referrers(&self, name: &str, subject: &str) {
+        self.change(name, |repository| {
+            repository.referrers.remove(subject);
+        });
+    }
+
     /// From now on the repository is for the account only.
     pub fn make_private(&self, name: &str) {
         self.change(name, |repository| repository.private = true);
@@ -319,6 +326,11 @@ impl Upstream {
     /// Forgets all tokens that it gave out.
     pub fn revoke_tokens(&self) {
         self.content().tokens.clear();
+    }
+
+    /// Gives out tokens for so many seconds from now on.
+    pub fn token_lifetime(&self, seconds: u64) {
+        self.content().token_lifetime = seconds;
     }
 
     /// Allows this many more manifest GETs.
@@ -342,6 +354,13 @@ impl Upstream {
         gate
     }
 
+    /// Holds the next of these answers, as it would have been then.
+    pub fn hold_headers(&self, on: On) -> Gate {
+        let gate = Gate::new();
+        self.fault(1, on, Fault::GateHeaders(gate.clone()));
+        gate
+    }
+
     /// Nothing goes wrong any more.
     pub fn heal(&self) {
         self.shared.rules.lock().expect("rules").clear();
@@ -354,9 +373,11 @@ impl Upstream {
 
     /// The requests so far by this method whose path contains `part`.
     pub fn asked(&self, method: &str, part: &str) -> Vec<Exchange> {
-        let mut exchanges = self.exchanges();
-        exchanges.retain(|exchange| exchange.method == method && exchange.path.contains(part));
-        exchanges
+        let exchanges = self.shared.exchanges.lock().expect("exchanges");
+        let such = exchanges
+            .iter()
+            .filter(|exchange| exchange.method == method && exchange.path.contains(part));
+        such.cloned().collect()
     }
 
     /// Those of them that it answered with content.
