@@ -13,6 +13,7 @@ mod blob;
 mod body;
 mod list;
 mod manifest;
+mod peers;
 mod referrers;
 mod route;
 mod sendfile;

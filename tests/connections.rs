@@ -251,7 +251,7 @@ fn idle_connections_leave_descriptors_for_admins_and_downloads() {
     // More than it may have descriptors.
     let _idle = idle(&agent, 110);
     eventually(PATIENCE, "they fill their places", || {
-        agent.metric("registry_agent_connections") > 20.0
+        agent.metric("registry_agent_connections") > 11.5
     });
     assert_eq!(agent.admin().get("/healthz").status, 200);
     let manifest = "/v2/library/app/manifests/latest".to_owned();
@@ -266,6 +266,43 @@ fn idle_connections_leave_descriptors_for_admins_and_downloads() {
     let log = agent.log();
     assert!(log.contains("few clients can connect at once"), "{log}");
     assert!(!log.contains("could not be accepted"), "{log}");
+}
+
+#[test]
+fn a_client_with_half_of_all_connections_gets_no_more_and_others_get_in() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).descriptors(96, 96).start();
+    let _idle = idle(&agent, 110);
+    eventually(PATIENCE, "all have a place or none", || {
+        let sum = |names: [&str; 2]| names.map(|name| agent.metric(name)).iter().sum::<f64>();
+        sum([
+            "registry_agent_connections",
+            "registry_agent_refused_connections_total",
+        ]) > 109.5
+    });
+    let Client::Tcp(address) = agent.registry() else {
+        panic!("a TCP listener")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let asking = async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((support::own_address(), 0).into()).unwrap();
+        let stream = TokioIo::new(socket.connect(address).await.unwrap());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::get("/").header("host", "mirror.test");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new());
+        sender
+            .send_request(request.unwrap())
+            .await
+            .unwrap()
+            .status()
+    };
+    let status = runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await });
+    assert_eq!(status.unwrap(), 200);
 }
 
 #[test]

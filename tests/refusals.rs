@@ -285,7 +285,10 @@ fn a_manifest_of_4_mib_is_served_and_a_larger_one_refused() {
     let agent = Setup::mirror(&hub).start();
     let of_size = |size: usize| {
         let padded = |padding: &str| {
-            Manifest::new(OCI_MANIFEST, &json!({"schemaVersion": 2, "padding": padding}))
+            Manifest::new(
+                OCI_MANIFEST,
+                &json!({"schemaVersion": 2, "padding": padding}),
+            )
         };
         let frame = padded("").blob.bytes.len();
         padded(&"x".repeat(size - frame))

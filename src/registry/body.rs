@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -16,9 +18,37 @@ use super::activity::Turn;
 use super::sendfile::{Chunk, Outbox};
 use crate::mirror::Piece;
 
-/// Bytes that are read at once, where a file can't be sent as it is. A slow client holds a few of
-/// these in memory and no more.
+/// Bytes that are read at once, where a file can't be sent as it is, while few are. A slow client
+/// holds one or two such pieces in memory and no more.
 const READ: u64 = 128 * 1024;
+/// Bytes that are read at once while many are.
+const LEAST_READ: u64 = 16 * 1024;
+/// Bytes of pieces in memory, above which they get smaller.
+const READ_MEMORY: u64 = 8 * 1024 * 1024;
+/// Bodies that are read piece by piece.
+static READERS: AtomicU64 = AtomicU64::new(0);
+
+/// One of the bodies that are read piece by piece.
+struct Reader;
+
+impl Reader {
+    fn new() -> Self {
+        READERS.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+
+    /// How much to read at once: the more readers there are, the less each may hold.
+    fn size(&self) -> u64 {
+        let readers = READERS.load(Ordering::Relaxed).max(1);
+        (READ_MEMORY / readers).clamp(LEAST_READ, READ)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        READERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The type of an answer that is for people.
 pub const TEXT: &str = "text/plain; charset=utf-8";
@@ -111,12 +141,14 @@ impl Body {
                 Piece::Bytes(bytes) => Chunk::Bytes(bytes),
             }));
         }
+        let reader = Arc::new(Reader::new());
         Self::stream(
             pieces
-                .map_ok(|piece| {
-                    futures_util::stream::try_unfold(piece, |mut piece| async move {
-                        let bytes = piece.take(READ).await?;
-                        Ok(bytes.map(|bytes| (Chunk::Bytes(bytes), piece)))
+                .map_ok(move |piece| {
+                    let start = (piece, Arc::clone(&reader));
+                    futures_util::stream::try_unfold(start, |(mut piece, reader)| async move {
+                        let bytes = piece.take(reader.size()).await?;
+                        Ok(bytes.map(|bytes| (Chunk::Bytes(bytes), (piece, reader))))
                     })
                 })
                 .try_flatten(),

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::activity::Activity;
+use super::peers::{Peers, Place};
 use super::sendfile::{Outbox, SendfileStream};
 use super::{Body, TEXT, tls};
 use crate::metrics::Metrics;
@@ -25,6 +26,11 @@ use crate::tls::LiveIdentity;
 
 /// The most that is read of a head, in bytes.
 const HEAD_LIMIT: u32 = 64 * 1024;
+/// Answers at once on a connection of HTTP/2, of which each holds a piece of its body in memory.
+/// docker asks for three layers at a time, containerd likewise.
+const STREAMS: u32 = 32;
+/// Bytes of an answer that HTTP/2 holds besides the piece it is sending.
+const SEND_BUFFER: usize = 16 * 1024;
 /// The pause after a failed accept: without it, running out of file descriptors burns a processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -45,6 +51,22 @@ enum Stream {
     Tcp(TcpStream),
     Tls(TcpStream, Arc<LiveIdentity>),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// A place for this connection of its client's; `None` where the client has no more. The
+    /// processes of this host that use the admin socket are trusted with it.
+    fn share(&self, peers: &Arc<Peers>) -> Option<Option<Place>> {
+        match self {
+            Self::Tcp(socket) | Self::Tls(socket, _) => {
+                // A client that has left already takes no place, and is found to have left.
+                let peer = socket.peer_addr().ok();
+                peer.map(|peer| peers.admit(peer.ip()))
+                    .map_or(Some(None), |place| place.map(Some))
+            }
+            Self::Unix(_) => Some(None),
+        }
+    }
 }
 
 impl Listener {
@@ -95,6 +117,7 @@ where
 {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(connections));
+    let peers = Peers::new(connections);
     loop {
         let place = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -112,10 +135,16 @@ where
                 continue;
             }
         };
+        // Who has its share is not kept waiting: in the queue it would be in the way of others.
+        let Some(share) = stream.share(&peers) else {
+            metrics.refused_connections.inc();
+            tracing::debug!("a client has half of all connections, and gets no more");
+            continue;
+        };
         let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());
         let (idle, mut stop) = (limits().idle, stop.clone());
         tokio::spawn(async move {
-            let _place = place;
+            let _held = (place, share);
             metrics.connections.inc();
             match stream {
                 Stream::Tcp(socket) => {
@@ -202,6 +231,9 @@ async fn connection<F>(
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(idle)
+        .max_concurrent_streams(STREAMS)
+        // A stream takes another piece when less than this is left of the one before.
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEAD_LIMIT);
     let served = watcher.watch(builder.serve_connection(stream, service));
     tokio::select! {

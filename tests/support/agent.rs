@@ -314,6 +314,17 @@ impl Agent {
         values.sum()
     }
 
+    /// The most memory that it has held, in bytes.
+    #[track_caller]
+    pub fn peak_memory(&self) -> usize {
+        let file = format!("/proc/{}/status", self.process.child.id());
+        let status = std::fs::read_to_string(file).expect("a running agent");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+        let kib: usize = kib.expect("VmHWM").parse().expect("a number");
+        kib * 1024
+    }
+
     /// `/status` of the admin listener.
     #[track_caller]
     pub fn status(&self) -> Value {
