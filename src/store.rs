@@ -456,7 +456,12 @@ impl Store {
         self.run(Filesystem::count).await
     }
 
-    /// All blobs and manifests, sorted by digest. It counts their bytes as well.
+    /// The bytes of all downloads, those that are under way and those that were given up.
+    pub async fn fill_bytes(&self) -> Result<u64, StoreError> {
+        self.run(Filesystem::fill_bytes).await
+    }
+
+    /// All blobs and manifests, sorted by digest, and after them all downloads. It counts their bytes as well.
     pub async fn inventory(&self) -> Result<Vec<Stored>, StoreError> {
         self.run(Filesystem::inventory).await
     }

@@ -192,19 +192,35 @@ fn a_blob_that_is_being_read_is_not_evicted_before_its_reader_leaves() {
     eventually(PATIENCE, "it is evicted", || !has(&agent, &blob));
 }
 
+/// What a download that was given up has left.
+fn partial(agent: &Agent, seed: u64, size: usize) -> PathBuf {
+    let blob = Blob::new(seed, size);
+    let folder = agent.folder().join("store/registry-agent/fills/sha256");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(&blob.digest["sha256:".len()..]);
+    write_file(&path, &blob.bytes);
+    path
+}
+
+#[test]
+fn downloads_that_were_given_up_count_and_go_in_their_turn() {
+    let (hub, images) = five_images();
+    let mut agent = with_four(&hub, &images, "100%");
+    // Above the limit by themselves, and used before all that is cached.
+    let large = partial(&agent, 100, 4 * MIB);
+    age(&large, 11);
+    agent.rewrite("storage.cache.limit", "2MB");
+    agent.signal(Signal::SIGHUP);
+    eventually(PATIENCE, "it goes", || !large.exists());
+    assert_eq!(layers(&agent, &images), "abcd");
+}
+
 #[test]
 fn downloads_that_were_given_up_go_first() {
     let (hub, images) = five_images();
     let mut agent = with_four(&hub, &images, "100%");
-    let partial = |seed| -> PathBuf {
-        let blob = Blob::new(seed, KIB);
-        let folder = agent.folder().join("store/registry-agent/fills/sha256");
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(&blob.digest["sha256:".len()..]);
-        write_file(&path, &blob.bytes);
-        path
-    };
-    let (old, fresh) = (partial(100), partial(101));
+    let partial = |seed, size| partial(&agent, seed, size);
+    let (old, fresh) = (partial(100, KIB), partial(101, KIB));
     age(&old, 25);
     agent.rewrite("storage.cache.limit", "600kB");
     agent.signal(Signal::SIGHUP);

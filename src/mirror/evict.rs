@@ -64,7 +64,8 @@ impl Mirror {
             if store.bytes().is_none() {
                 store.count().await?;
             }
-            Ok::<u64, StoreError>(excess(limit, disk, store.bytes().unwrap_or(0)))
+            let cached = store.bytes().unwrap_or(0) + store.fill_bytes().await?;
+            Ok::<u64, StoreError>(excess(limit, disk, cached))
         };
         if over().await? == 0 {
             last.fell_short = false;
@@ -152,7 +153,7 @@ impl Mirror {
     ) -> Result<Removed, StoreError> {
         let victims = victims(&listed, need);
         let removed = self.0.store.remove(listed, victims).await?;
-        if removed.count > 0 {
+        if removed.bytes > 0 {
             last.freed = Some(Instant::now());
             self.0.metrics.evicted_blobs.inc_by(removed.count);
             self.0.metrics.evicted_bytes.inc_by(removed.bytes);
@@ -249,6 +250,7 @@ mod tests {
             used: SystemTime::UNIX_EPOCH + Duration::from_secs(used),
             held: false,
             refers_to: None,
+            partial: false,
         }
     }
 
