@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{Equivalent, Weighter};
 use serde_json::Value;
 
 pub mod audit;
@@ -145,6 +145,16 @@ impl Inner {
     }
 }
 
+/// The key of something of a repository, to look it up without making one.
+#[derive(Hash)]
+struct Key<'a, T>(&'a Repository, &'a T);
+
+impl<T: Eq> Equivalent<(Repository, T)> for Key<'_, T> {
+    fn equivalent(&self, key: &(Repository, T)) -> bool {
+        (self.0, self.1) == (&key.0, &key.1)
+    }
+}
+
 /// Weighs a manifest by the memory it takes, about.
 #[derive(Debug, Clone)]
 struct BySize;
@@ -251,13 +261,13 @@ impl Store {
 
     /// A manifest of a repository, where it is in memory.
     pub fn recent_manifest(&self, of: &Repository, digest: &Digest) -> Option<Arc<Manifest>> {
-        let kept = self.0.manifests.get(&(of.clone(), digest.clone()))?;
+        let kept = self.0.manifests.get(&Key(of, digest))?;
         Some(self.used(&kept))
     }
 
     /// Which manifest a tag is, where that is in memory.
     pub fn recent_tag(&self, of: &Repository, tag: &Tag) -> Option<TagLink> {
-        self.0.tags.get(&(of.clone(), tag.clone()))
+        self.0.tags.get(&Key(of, tag))
     }
 
     /// Gives what is in memory, and notes in the files, now and then, that it is in use.
