@@ -129,10 +129,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         listener,
         {
             let shared = Arc::clone(&shared);
-            move |request| {
-                let (registry, settings) = (registry.clone(), shared.settings());
-                async move { registry.answer(request, &settings).await }
-            }
+            move |request, outbox| registry.answer(request, outbox, shared.settings())
         },
         Arc::clone(&metrics),
         stop,
@@ -142,7 +139,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         admin,
         {
             let shared = Arc::clone(&shared);
-            move |request| admin::answer(request, Arc::clone(&shared))
+            move |request, _| admin::answer(request, Arc::clone(&shared))
         },
         Arc::new(Metrics::default()),
         stop_admin,
