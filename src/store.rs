@@ -508,3 +508,19 @@ impl Store {
         self.run(Filesystem::disk).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_borrowed_key_finds_what_is_under_an_owned_one() {
+        let repository = |path: &str| Repository::from_path(path.to_owned());
+        let (one, other) = (repository("library/one"), repository("library/other"));
+        let tag: Tag = "latest".parse().unwrap();
+        let cache = Cache::new(4);
+        cache.insert((one.clone(), tag.clone()), 1);
+        assert_eq!(cache.get(&Key(&one, &tag)), Some(1));
+        assert_eq!(cache.get(&Key(&other, &tag)), None);
+    }
+}
