@@ -132,10 +132,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         connections.registry,
         {
             let shared = Arc::clone(&shared);
-            move |request| {
-                let (registry, settings) = (registry.clone(), shared.settings());
-                async move { registry.answer(request, &settings).await }
-            }
+            move |request, outbox| registry.answer(request, outbox, shared.settings())
         },
         Arc::clone(&metrics),
         stop,
@@ -146,7 +143,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         connections.admin,
         {
             let shared = Arc::clone(&shared);
-            move |request| admin::answer(request, Arc::clone(&shared))
+            move |request, _| admin::answer(request, Arc::clone(&shared))
         },
         Arc::new(Metrics::default()),
         stop_admin,

@@ -189,7 +189,7 @@ impl Mirror {
     /// docker.io's, or, where docker.io is not mirrored, the first upstream's.
     pub fn source(&self, name: &Name, ns: Option<&str>) -> Result<Source, MirrorError> {
         let live = self.live();
-        let (upstream, name) = match (ns, name.split_first()) {
+        let (upstream, name) = match (ns, name.first().and_then(|host| live.upstream(host))) {
             (Some(ns), _) => {
                 let host: Option<RegistryHost> = ns.parse().ok();
                 let upstream = host.and_then(|host| live.upstream(host.as_str()));
@@ -199,15 +199,12 @@ impl Mirror {
                 })?;
                 (upstream, name.clone())
             }
-            (None, Some((host, rest))) => match live.upstream(host) {
-                Some(upstream) => (upstream, rest),
-                None => (live.default(), name.clone()),
-            },
+            (None, Some(upstream)) => (upstream, name.rest().unwrap_or_else(|| name.clone())),
             (None, None) => (live.default(), name.clone()),
         };
         // Docker Hub has no such names: it is another registry's image that is meant, and its place
         // in the store.
-        if let Some((host, _)) = name.split_first()
+        if let Some(host) = name.first()
             && upstream.registry().is_docker_hub()
             && (host.contains('.') || host == "localhost")
         {
@@ -217,7 +214,7 @@ impl Mirror {
             });
         }
         // Docker Hub's official images are under `library/`; people leave it out, clients add it.
-        let name = match name.split_first() {
+        let name = match name.first() {
             None if upstream.registry().is_docker_hub() => {
                 format!("library/{name}").parse().unwrap_or(name)
             }

@@ -1,10 +1,13 @@
 //! The HTTP edge: requests are parsed into typed values here, and answered in the words of the
 //! distribution specification.
 
+use std::future::Ready;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::header::{ALLOW, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
@@ -21,6 +24,7 @@ pub mod server;
 mod tls;
 
 pub use body::{Body, TEXT};
+pub use sendfile::Outbox;
 
 use route::{Route, RouteError};
 
@@ -31,6 +35,7 @@ use crate::mirror::{Mirror, MirrorError};
 use crate::oci::{ErrorBody, ErrorCode};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
 /// What is served was not confirmed. Source: RFC 7234, 5.5.1.
 const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
 /// Seconds after which a client that got a 503 may come back. Clients with another place to go
@@ -109,6 +114,10 @@ impl From<RouteError> for Refusal {
     }
 }
 
+/// An answer: most are there at once, and need no future to be made and moved for them.
+pub type Answer =
+    Either<Ready<Response<Body>>, Pin<Box<dyn Future<Output = Response<Body>> + Send>>>;
+
 /// The registry's API. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry {
@@ -127,27 +136,52 @@ impl Registry {
         }
     }
 
-    /// Answers one request; never fails.
-    pub async fn answer<B>(&self, request: Request<B>, settings: &Settings) -> Response<Body> {
-        let started = Instant::now();
-        let (parts, _) = request.into_parts();
-        let route = Route::parse(&parts.uri);
+    /// Answers one request; never fails. `outbox` is that of the connection, where it has one.
+    pub fn answer<B>(
+        &self,
+        request: Request<B>,
+        outbox: Option<&Outbox>,
+        settings: Arc<Settings>,
+    ) -> Answer {
+        let started = settings.log.access.then(Instant::now);
+        let request = request.map(drop);
+        let route = Route::parse(request.uri());
         let kind = route.as_ref().map_or("other", Route::kind);
-        let mut response = match route {
-            Ok(route) => match self.at_once(&parts, &route) {
-                Some(response) => Ok(response),
-                // In a box: a download's state is large, and moved with every request otherwise.
-                None => Box::pin(self.dispatch(&parts, route)).await,
+        let response = match route {
+            Ok(route) => match self.at_once(&request, &route) {
+                Some(response) => response,
+                None => {
+                    let (registry, outbox) = (self.clone(), outbox.cloned());
+                    return Either::Right(Box::pin(async move {
+                        let response = registry.dispatch(&request, route, outbox).await;
+                        let response = response.unwrap_or_else(|refusal| error_answer(&refusal));
+                        registry.finish(&request, kind, response, &settings, started)
+                    }));
+                }
             },
-            Err(error) => Err(error.into()),
-        }
-        .unwrap_or_else(|refusal| error_answer(&refusal));
+            Err(error) => error_answer(&error.into()),
+        };
+        let response = self.finish(&request, kind, response, &settings, started);
+        Either::Left(std::future::ready(response))
+    }
+
+    /// What all answers have in common.
+    fn finish(
+        &self,
+        request: &Request<()>,
+        kind: &'static str,
+        mut response: Response<Body>,
+        settings: &Settings,
+        started: Option<Instant>,
+    ) -> Response<Body> {
         let headers = response.headers_mut();
-        headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if !headers.contains_key(API_VERSION) {
+            headers.insert(API_VERSION, API_VERSION_VALUE);
+        }
         for (name, value) in &settings.headers {
             headers.append(name, value.clone());
         }
-        if parts.method == Method::HEAD {
+        if request.method() == Method::HEAD {
             *response.body_mut() = Body::empty();
         }
         let status = response.status();
@@ -158,10 +192,10 @@ impl Registry {
                 status: status.as_u16(),
             })
             .inc();
-        let access = settings.log.access.then(|| body::Access {
-            method: parts.method,
-            path: parts.uri.path().to_owned(),
-            agent: agent(&parts.headers),
+        let access = started.map(|started| body::Access {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            agent: agent(request.headers()),
             status,
             started,
         });
@@ -173,7 +207,7 @@ impl Registry {
     }
 
     /// The answer to what needs no waiting.
-    fn at_once(&self, request: &http::request::Parts, route: &Route) -> Option<Response<Body>> {
+    fn at_once(&self, request: &Request<()>, route: &Route) -> Option<Response<Body>> {
         let Route::Manifest {
             name,
             ns,
@@ -182,25 +216,26 @@ impl Registry {
         else {
             return None;
         };
-        if !matches!(request.method, Method::GET | Method::HEAD) {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
         let source = self.mirror.source(name, ns.as_deref()).ok()?;
         let served = self.mirror.manifest_at_once(&source, reference)?;
-        Some(manifest::respond(request, &served))
+        Some(manifest::respond(request.headers(), &served))
     }
 
     async fn dispatch(
         &self,
-        request: &http::request::Parts,
+        request: &Request<()>,
         route: Route,
+        outbox: Option<Outbox>,
     ) -> Result<Response<Body>, Refusal> {
-        if !matches!(request.method, Method::GET | Method::HEAD) {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Refusal::new(
                 ErrorCode::Unsupported,
                 format!(
                     "{} is not supported: this is a mirror, from which images are pulled; push to the registry that has them",
-                    request.method
+                    request.method()
                 ),
             ));
         }
@@ -209,7 +244,7 @@ impl Registry {
             Route::Base => Ok(json_answer(Bytes::from_static(b"{}"))),
             Route::Blob { name, ns, digest } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
-                blob::answer(&self.mirror, request, &source, &digest).await
+                blob::answer(&self.mirror, request, &source, &digest, outbox).await
             }
             Route::Manifest {
                 name,
@@ -217,7 +252,7 @@ impl Registry {
                 reference,
             } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
-                manifest::answer(&self.mirror, request, &source, &reference).await
+                manifest::answer(&self.mirror, request.headers(), &source, &reference).await
             }
             Route::Tags { name, ns, page } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;

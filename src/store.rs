@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{Equivalent, Weighter};
 use serde_json::Value;
 
 pub mod audit;
@@ -147,6 +147,16 @@ impl Inner {
     }
 }
 
+/// The key of something of a repository, to look it up without making one.
+#[derive(Hash)]
+struct Key<'a, T>(&'a Repository, &'a T);
+
+impl<T: Eq> Equivalent<(Repository, T)> for Key<'_, T> {
+    fn equivalent(&self, key: &(Repository, T)) -> bool {
+        (self.0, self.1) == (&key.0, &key.1)
+    }
+}
+
 /// Weighs a manifest by the memory it takes, about.
 #[derive(Debug, Clone)]
 struct BySize;
@@ -253,13 +263,13 @@ impl Store {
 
     /// A manifest of a repository, where it is in memory.
     pub fn recent_manifest(&self, of: &Repository, digest: &Digest) -> Option<Arc<Manifest>> {
-        let kept = self.0.manifests.get(&(of.clone(), digest.clone()))?;
+        let kept = self.0.manifests.get(&Key(of, digest))?;
         Some(self.used(&kept))
     }
 
     /// Which manifest a tag is, where that is in memory.
     pub fn recent_tag(&self, of: &Repository, tag: &Tag) -> Option<TagLink> {
-        self.0.tags.get(&(of.clone(), tag.clone()))
+        self.0.tags.get(&Key(of, tag))
     }
 
     /// Gives what is in memory, and notes in the files, now and then, that it is in use.
@@ -508,5 +518,21 @@ impl Store {
     /// The disk that holds the store.
     pub async fn disk(&self) -> Result<Disk, StoreError> {
         self.run(Filesystem::disk).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_borrowed_key_finds_what_is_under_an_owned_one() {
+        let repository = |path: &str| Repository::from_path(path.to_owned());
+        let (one, other) = (repository("library/one"), repository("library/other"));
+        let tag: Tag = "latest".parse().unwrap();
+        let cache = Cache::new(4);
+        cache.insert((one.clone(), tag.clone()), 1);
+        assert_eq!(cache.get(&Key(&one, &tag)), Some(1));
+        assert_eq!(cache.get(&Key(&other, &tag)), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{Digest, DigestError};
 
@@ -34,7 +35,7 @@ pub enum NameError {
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`, and at most 255
 /// characters, as many clients demand.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(Box<str>);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The longest name that is accepted, in characters.
@@ -45,10 +46,19 @@ impl Name {
         &self.0
     }
 
-    /// The first component where more follow: `("ghcr.io", "owner/app")` of `ghcr.io/owner/app`.
-    pub fn split_first(&self) -> Option<(&str, Name)> {
-        let (first, rest) = self.0.split_once('/')?;
-        Some((first, Name(rest.into())))
+    /// The name as text that others can hold.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
+    /// The first component where more follow: `ghcr.io` of `ghcr.io/owner/app`.
+    pub fn first(&self) -> Option<&str> {
+        self.0.split_once('/').map(|(first, _)| first)
+    }
+
+    /// What follows the first component: `owner/app` of `ghcr.io/owner/app`.
+    pub fn rest(&self) -> Option<Name> {
+        self.0.split_once('/').map(|(_, rest)| Name(rest.into()))
     }
 }
 

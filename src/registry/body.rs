@@ -58,7 +58,7 @@ pub struct Body {
     content: Content,
     /// Where the bytes are counted, for those of images.
     served: Option<Counter>,
-    access: Option<Access>,
+    access: Option<Box<Access>>,
     /// Whose turn it is, where the connection has a deadline for its client.
     turn: Option<Turn>,
     counts_frames: bool,
@@ -170,7 +170,7 @@ impl Body {
     ) -> Self {
         self.promised = promised;
         self.served = served;
-        self.access = access;
+        self.access = access.map(Box::new);
         self
     }
 

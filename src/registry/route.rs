@@ -1,5 +1,7 @@
 //! Paths and queries, parsed: the grammar of distribution-spec 1.1, "Endpoints".
 
+use std::borrow::Cow;
+
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
@@ -85,15 +87,18 @@ impl Route {
     }
 
     pub(super) fn parse(uri: &Uri) -> Result<Self, RouteError> {
-        let path = percent_decode_str(uri.path())
-            .decode_utf8()
-            .map_err(|_| RouteError::Nothing)?;
+        let path = match uri.path() {
+            path if !path.contains('%') => Cow::Borrowed(path),
+            path => percent_decode_str(path)
+                .decode_utf8()
+                .map_err(|_| RouteError::Nothing)?,
+        };
         let rest = match &*path {
             "/" => return Ok(Self::Root),
             "/v2" | "/v2/" => return Ok(Self::Base),
             path => path.strip_prefix("/v2/").ok_or(RouteError::Nothing)?,
         };
-        let query = Query::parse(uri.query().unwrap_or_default());
+        let query = uri.query().map(Query::parse).unwrap_or_default();
         if rest == "_catalog" {
             return Ok(Self::Catalog {
                 page: query.page()?,

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use http::header::HOST;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -107,7 +109,7 @@ pub struct Limits {
 pub async fn serve<F>(
     listener: Listener,
     connections: usize,
-    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    answer: impl Fn(Request<Incoming>, Option<&Outbox>) -> F + Clone + Send + 'static,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
     limits: impl Fn() -> Limits,
@@ -193,7 +195,7 @@ fn names_its_host<B>(request: &Request<B>) -> bool {
 async fn connection<F>(
     stream: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
     outbox: Option<Outbox>,
-    answer: impl Fn(Request<Incoming>) -> F,
+    answer: impl Fn(Request<Incoming>, Option<&Outbox>) -> F,
     watcher: Watcher,
     idle: Duration,
 ) where
@@ -201,30 +203,27 @@ async fn connection<F>(
 {
     let activity = Activity::new();
     let requests = activity.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let turn = requests.turn();
         // A part of a file may take a slow client long, and there the kernel knows better.
         let counts_frames = request.version() > Version::HTTP_11;
         // Frames of HTTP/2 are interleaved and copied: an outbox is of no use to them.
-        if request.version() <= Version::HTTP_11
-            && let Some(outbox) = &outbox
-        {
-            request.extensions_mut().insert(outbox.clone());
-        }
-        let answer = names_its_host(&request).then(|| answer(request));
-        async move {
-            let response = match answer {
-                Some(answer) => answer.await,
-                None => Body::answer(StatusCode::BAD_REQUEST, TEXT, NO_HOST),
-            };
+        let outbox = outbox.as_ref().filter(|_| !counts_frames);
+        let answer = if names_its_host(&request) {
+            Either::Left(answer(request, outbox))
+        } else {
+            let refusal = Body::answer(StatusCode::BAD_REQUEST, TEXT, NO_HOST);
+            Either::Right(std::future::ready(refusal))
+        };
+        answer.map(move |response| {
             Ok::<_, Infallible>(response.map(|body| body.taking(turn, counts_frames)))
-        }
+        })
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle)
+        // A head is waited for as anything else is: below.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_LIMIT as usize)
         // A client that has said all it will may still listen.
         .half_close(true)

@@ -22,6 +22,7 @@
 //! A `link` holds a bare digest, without a newline.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
 
@@ -39,21 +40,21 @@ pub const LOCK: &str = "registry-agent/lock";
 /// A repository as the store knows it: docker.io's under their own names, as a registry:2 proxy
 /// keeps them, those of any other registry under `<host>/<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Repository(String);
+pub struct Repository(Arc<str>);
 
 impl Repository {
     /// The repository `name` of `registry`.
     pub fn new(registry: &RegistryHost, name: &Name) -> Self {
         if registry.is_docker_hub() {
-            Self(name.to_string())
+            Self(name.shared())
         } else {
-            Self(format!("{registry}/{name}"))
+            Self(format!("{registry}/{name}").into())
         }
     }
 
     /// A repository by the path of its folder below [`repositories`].
     pub fn from_path(path: String) -> Self {
-        Self(path)
+        Self(path.into())
     }
 
     /// The path below [`repositories`].
