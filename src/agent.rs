@@ -27,6 +27,9 @@ use crate::{admin, status};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked whether the certificate's files have changed.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
+/// How long the disk may take at the end for downloads that are not complete. The service manager
+/// waits for longer than this and a drain.
+const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 /// What the admin listener's clients get: its answers are short.
 const ADMIN_LIMITS: Limits = Limits {
     idle: Duration::from_mins(1),
@@ -195,6 +198,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         },
         () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
     }
+    sync_downloads(&shared).await;
     probing.abort();
     looking_after.abort();
     watching.abort();
@@ -206,6 +210,15 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Leaves the downloads under way to the next process in a state that it can give to readers.
+async fn sync_downloads(shared: &Shared) {
+    match tokio::time::timeout(SYNC_DEADLINE, shared.mirror.store().sync_fills()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "downloads could not be kept: {error}"),
+        Err(_) => tracing::warn!("downloads could not be kept: the disk took too long"),
+    }
 }
 
 /// Listens on `address`. All interfaces means all that there are: a kernel or container without

@@ -449,6 +449,11 @@ impl Store {
         .await
     }
 
+    /// Brings the downloads to the disk, for the process after this one to go on with.
+    pub async fn sync_fills(&self) -> Result<(), StoreError> {
+        self.run(Filesystem::sync_fills).await
+    }
+
     /// Removes a download that is not what it should be.
     pub async fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
         let digest = digest.clone();

@@ -75,8 +75,8 @@ struct Download<'a> {
     source: &'a Source,
     digest: &'a Digest,
     sender: &'a watch::Sender<Option<(Repository, Progress)>>,
-    /// Whether its beginning comes from an earlier process, which may have left anything there: the
-    /// disk was not asked to keep it. Then nobody is given a byte before all of it is right.
+    /// Whether its beginning may be anything ([`Partial::trusted`]). Then nobody is given a byte
+    /// before all of it is right.
     inherited: AtomicBool,
 }
 
@@ -137,7 +137,7 @@ impl Download<'_> {
             Ok(partial) => partial,
             Err(error) => return self.pass_by(&error).await,
         };
-        self.inherited.store(partial.length > 0, Ordering::Relaxed);
+        self.inherited.store(!partial.trusted, Ordering::Relaxed);
         let partial = match self.verified(partial).await {
             Err(Stop::End(MirrorError::Mismatch { .. }))
                 if self.inherited.swap(false, Ordering::Relaxed) =>

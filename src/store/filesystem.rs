@@ -4,11 +4,12 @@
 //! temporary name, synced, renamed, and its folder synced. A crash at any point leaves what was
 //! there before, and at most a temporary file, which the next start removes.
 
+use std::collections::HashSet;
 use std::fs::{self, File, FileTimes, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
@@ -36,6 +37,8 @@ pub struct Filesystem {
     pub(super) leases: Leases,
     /// How many bytes are stored.
     pub(super) usage: Usage,
+    /// The downloads of which this process has seen every byte.
+    pub(super) growing: Mutex<HashSet<Digest>>,
     /// Keeps a second agent from working on the same root; the kernel lets go of it when the
     /// process ends, however it ends.
     _lock: File,
@@ -63,6 +66,7 @@ impl Filesystem {
             root: root.to_owned(),
             leases: Leases::default(),
             usage: Usage::default(),
+            growing: Mutex::default(),
             _lock: lock,
         };
         // What a killed process left half-written has no reader and no name that means anything.
@@ -331,7 +335,7 @@ impl Filesystem {
     }
 
     /// Writes a whole file under a temporary name, with everything ready for its own.
-    fn stage(&self, target: &Path, bytes: &[u8]) -> Result<TempPath, StoreError> {
+    pub(super) fn stage(&self, target: &Path, bytes: &[u8]) -> Result<TempPath, StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
         let error = |e| StoreError::new("write", target, e);
         let mut file = tempfile::Builder::new()
@@ -359,7 +363,7 @@ pub struct Disk {
 }
 
 /// Gives a staged file its name.
-fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
+pub(super) fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
     staged
         .persist(target)
         .map_err(|e| StoreError::new("write", target, e.error))

@@ -104,6 +104,12 @@ pub fn fill(digest: &Digest) -> String {
     )
 }
 
+/// How many bytes of a download are on the disk for certain: a number, left by an agent that stopped
+/// in order.
+pub fn synced(digest: &Digest) -> String {
+    format!("{}.synced", fill(digest))
+}
+
 /// Says that a repository has a blob: the access check of every blob request.
 pub fn layer_link(repository: &Repository, digest: &Digest) -> String {
     format!("{V2}/repositories/{repository}/_layers/{}", link(digest))

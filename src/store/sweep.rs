@@ -204,7 +204,11 @@ impl Filesystem {
         let removed = self.leases.unless_held(digest, || {
             let metadata = fs::metadata(&path).ok()?;
             let same = metadata.modified().ok()? == grew;
-            same.then(|| remove_file(&path).map(|()| metadata.len()))
+            same.then(|| {
+                self.growing().remove(digest);
+                remove_file(&self.root.join(layout::synced(digest)))?;
+                remove_file(&path).map(|()| metadata.len())
+            })
         });
         removed.flatten().unwrap_or(Ok(0))
     }
