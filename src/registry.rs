@@ -194,7 +194,11 @@ impl Registry {
             .inc();
         let access = started.map(|started| body::Access {
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            // With its query: `ns` is which registry was meant.
+            target: request
+                .uri()
+                .path_and_query()
+                .map_or_else(String::new, ToString::to_string),
             agent: agent(request.headers()),
             status,
             started,

@@ -196,7 +196,7 @@ fn a_blob_that_is_being_read_is_not_evicted_before_its_reader_leaves() {
 fn partial(agent: &Agent, seed: u64, size: usize) -> PathBuf {
     let blob = Blob::new(seed, size);
     let folder = agent.folder().join("store/registry-agent/fills/sha256");
-    fs::create_dir_all(&folder).unwrap();
+    fs::create_dir_all(&folder).expect("a folder");
     let path = folder.join(&blob.digest["sha256:".len()..]);
     write_file(&path, &blob.bytes);
     path

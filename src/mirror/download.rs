@@ -29,7 +29,10 @@ pub const HOLDBACK: u64 = 1024 * 1024;
 /// Bytes that are written and hashed at once.
 const BATCH: usize = 256 * 1024;
 
-/// Breaks in a row, without a byte in between, after which a download that readers depend on is
+/// Bytes between two breaks that make the second a first one again: an upstream that sends a byte
+/// for each connection is one that does not send.
+const PROGRESS: u64 = 64 * 1024;
+/// Breaks in a row, without progress in between, after which a download that readers depend on is
 /// given up.
 pub(super) const BREAKS: u32 = 6;
 /// The same while nobody has been sent anything: then an early error is better, because clients go
@@ -278,7 +281,7 @@ impl Download<'_> {
                 Err(Break::Stop(stop)) => return Err(stop),
                 Err(Break::Upstream(partial, error)) => (*partial, error),
             };
-            breaks = if partial.length > before {
+            breaks = if partial.length - before >= PROGRESS {
                 1
             } else {
                 breaks + 1
@@ -290,13 +293,13 @@ impl Download<'_> {
                 // of the blob have not.
                 UpstreamError::Timeout { .. }
                 | UpstreamError::Limited { .. }
-                | UpstreamError::Status { .. } => self.has_readers_in_the_middle(),
+                | UpstreamError::Status { .. } => self.may_have_been_read(),
                 UpstreamError::Denied { .. }
                 | UpstreamError::NotFound { .. }
                 | UpstreamError::Protocol { .. }
                 | UpstreamError::TooLarge { .. } => false,
             };
-            let limit = if self.has_readers_in_the_middle() {
+            let limit = if self.may_have_been_read() {
                 BREAKS
             } else {
                 BREAKS_BEFORE_THE_FIRST_BYTE
@@ -314,7 +317,7 @@ impl Download<'_> {
     }
 
     /// Whether bytes of this download may have been sent to somebody.
-    fn has_readers_in_the_middle(&self) -> bool {
+    fn may_have_been_read(&self) -> bool {
         self.sender
             .borrow()
             .as_ref()

@@ -38,7 +38,7 @@ impl Reader {
     }
 
     /// How much to read at once: the more readers there are, the less each may hold.
-    fn size(&self) -> u64 {
+    fn size() -> u64 {
         let readers = READERS.load(Ordering::Relaxed).max(1);
         (READ_MEMORY / readers).clamp(LEAST_READ, READ)
     }
@@ -78,7 +78,7 @@ enum Content {
 /// What the access log says of a request, when its answer has ended.
 pub(super) struct Access {
     pub(super) method: Method,
-    pub(super) path: String,
+    pub(super) target: String,
     pub(super) agent: String,
     pub(super) status: StatusCode,
     pub(super) started: Instant,
@@ -147,7 +147,7 @@ impl Body {
                 .map_ok(move |piece| {
                     let start = (piece, Arc::clone(&reader));
                     futures_util::stream::try_unfold(start, |(mut piece, reader)| async move {
-                        let bytes = piece.take(reader.size()).await?;
+                        let bytes = piece.take(Reader::size()).await?;
                         Ok(bytes.map(|bytes| (Chunk::Bytes(bytes), (piece, reader))))
                     })
                 })
@@ -254,7 +254,7 @@ impl Drop for Body {
         tracing::info!(
             target: "access",
             method = %access.method,
-            path = access.path,
+            path = access.target,
             status = access.status.as_u16(),
             bytes = self.sent,
             milliseconds = u64::try_from(access.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -263,7 +263,7 @@ impl Drop for Body {
             // The journal shows people nothing but this.
             "{} {} {}",
             access.method,
-            access.path,
+            access.target,
             access.status.as_u16(),
         );
     }

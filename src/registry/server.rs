@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::activity::Activity;
-use super::peers::{Peers, Place};
+use super::peers::Peers;
 use super::sendfile::{Outbox, SendfileStream};
 use super::{Body, TEXT, tls};
 use crate::metrics::Metrics;
@@ -56,17 +57,12 @@ enum Stream {
 }
 
 impl Stream {
-    /// A place for this connection of its client's; `None` where the client has no more. The
-    /// processes of this host that use the admin socket are trusted with it.
-    fn share(&self, peers: &Arc<Peers>) -> Option<Option<Place>> {
+    /// Whose it is; `None` for a process of this host at a Unix socket, and for a client that has
+    /// left already.
+    fn client(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp(socket) | Self::Tls(socket, _) => {
-                // A client that has left already takes no place, and is found to have left.
-                let peer = socket.peer_addr().ok();
-                peer.map(|peer| peers.admit(peer.ip()))
-                    .map_or(Some(None), |place| place.map(Some))
-            }
-            Self::Unix(_) => Some(None),
+            Self::Tcp(socket) | Self::Tls(socket, _) => Some(socket.peer_addr().ok()?.ip()),
+            Self::Unix(_) => None,
         }
     }
 }
@@ -137,12 +133,13 @@ where
                 continue;
             }
         };
-        // Who has its share is not kept waiting: in the queue it would be in the way of others.
-        let Some(share) = stream.share(&peers) else {
+        let share = stream.client().map(|client| peers.admit(client));
+        if matches!(share, Some(None)) {
+            // Not kept waiting: in the queue it would be in the way of others.
             metrics.refused_connections.inc();
             tracing::debug!("a client has half of all connections, and gets no more");
             continue;
-        };
+        }
         let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());
         let (idle, mut stop) = (limits().idle, stop.clone());
         tokio::spawn(async move {
