@@ -11,6 +11,7 @@ mod flight;
 mod freshness;
 mod passing;
 mod referrers;
+mod visibility;
 
 pub use content::{BlobContent, Piece};
 pub use freshness::Served;
@@ -20,13 +21,14 @@ use evict::Evictions;
 use fill::Fills;
 use flight::Flights;
 use freshness::Resolution;
+use visibility::Wanted;
 
 use crate::config::{CacheLimit, Freshness, Settings};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
 use crate::store::{Store, StoreError};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{PUBLIC_FOR, Upstream, UpstreamError};
 
 /// Something could not be served.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -132,6 +134,9 @@ struct Inner {
     evictions: Evictions,
     manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
     tags: Flights<(Repository, Tag), Resolution>,
+    visible: Flights<Repository, Result<(), UpstreamError>>,
+    /// Held while it is noted who may see a repository.
+    noting: tokio::sync::Mutex<()>,
 }
 
 impl Mirror {
@@ -150,6 +155,8 @@ impl Mirror {
             evictions: Evictions::default(),
             manifests: Flights::default(),
             tags: Flights::default(),
+            visible: Flights::default(),
+            noting: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -230,6 +237,8 @@ impl Mirror {
 
     /// A blob, from the store or, while it arrives, from its upstream.
     pub async fn blob(&self, source: &Source, digest: &Digest) -> Result<BlobContent, MirrorError> {
+        let anybody = self.admit_anybody(source, Wanted::Blob(digest.clone()));
+        anybody.await.map_err(blob_error)?;
         if let Some(blob) = self.0.store.blob(digest).await? {
             self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
@@ -267,6 +276,8 @@ impl Mirror {
         digest: &Digest,
     ) -> Result<Option<u64>, MirrorError> {
         if let Some(blob) = self.0.store.blob(digest).await? {
+            let anybody = self.admit_anybody(source, Wanted::Blob(digest.clone()));
+            anybody.await.map_err(blob_error)?;
             self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
             return Ok(Some(blob.size));
@@ -292,7 +303,9 @@ impl Mirror {
                 Ok(())
             }
             Err(error @ MirrorError::Unavailable(_)) => {
-                if store.names_layer(&source.stored, digest).await? {
+                if self.may_be_stale(source).await
+                    && store.names_layer(&source.stored, digest).await?
+                {
                     return Ok(());
                 }
                 Err(error)
@@ -336,11 +349,8 @@ impl Mirror {
         source: &Source,
         digest: &Digest,
     ) -> Result<Option<u64>, MirrorError> {
-        source
-            .upstream
-            .blob_size(&source.name, digest)
-            .await
-            .map_err(blob_error)
+        let size = source.upstream.blob_size(&source.name, digest).await;
+        self.learn(source, size).await.map_err(blob_error)
     }
 
     /// A page of a repository's tags: `last` excluded, at most `limit`, and whether there are more.
@@ -351,7 +361,8 @@ impl Mirror {
         limit: Option<usize>,
         last: Option<&str>,
     ) -> Result<TagPage, MirrorError> {
-        let error = match source.upstream.tags(&source.name, limit, last).await {
+        let asked = source.upstream.tags(&source.name, limit, last).await;
+        let error = match self.learn(source, asked).await {
             Ok(page) => {
                 return Ok(TagPage {
                     tags: page.tags,
@@ -360,8 +371,11 @@ impl Mirror {
                 });
             }
             Err(e) if e.is_final() => return Err(MirrorError::NameUnknown(e)),
-            Err(e) => e,
+            Err(e) => MirrorError::Unavailable(e),
         };
+        if !self.may_be_stale(source).await {
+            return Err(error);
+        }
         let mut tags: Vec<String> = self
             .0
             .store
@@ -372,7 +386,7 @@ impl Mirror {
             .filter(|tag| last.is_none_or(|last| tag.as_str() > last))
             .collect();
         if tags.is_empty() && last.is_none() {
-            return Err(MirrorError::Unavailable(error));
+            return Err(error);
         }
         self.0.metrics.stale_served.inc();
         let more = limit.is_some_and(|limit| tags.len() > limit);
@@ -433,7 +447,9 @@ fn upstreams(
 ) -> Vec<Arc<Upstream>> {
     let kept = |wanted| {
         before.iter().find(|upstream| {
-            upstream.settings() == wanted && upstream.timeouts() == settings.timeouts
+            upstream.settings() == wanted
+                && upstream.timeouts() == settings.timeouts
+                && upstream.public_for() == settings.freshness.window.min(PUBLIC_FOR)
         })
     };
     settings
@@ -441,7 +457,12 @@ fn upstreams(
         .iter()
         .map(|wanted| match kept(wanted) {
             Some(upstream) => Arc::clone(upstream),
-            None => Arc::new(Upstream::new(wanted.clone(), settings.timeouts, metrics)),
+            None => Arc::new(Upstream::new(
+                wanted.clone(),
+                settings.timeouts,
+                settings.freshness.window,
+                metrics,
+            )),
         })
         .collect()
 }

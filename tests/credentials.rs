@@ -5,6 +5,7 @@ mod support;
 use support::agent::{Agent, SHORT, Setup};
 use support::image::Image;
 use support::upstream::{ALWAYS, Authority, Fault, On, Options, Role, Upstream};
+use support::{PATIENCE, eventually};
 
 const USER: &str = "robot";
 const PASSWORD: &str = "hunter2-is-long-enough";
@@ -140,11 +141,10 @@ fn a_wrong_password_is_the_operators_business_and_not_the_clients() {
     let reply = agent.get("/v2/library/app/manifests/latest");
     assert!(matches!(reply.status, 404 | 503), "{}", reply.status);
     assert_eq!(reply.header("www-authenticate"), None);
-    let log = agent.log();
-    assert!(
-        log.contains("docker.io") && log.contains("401"),
-        "whose password? {log}"
-    );
+    eventually(PATIENCE, "it says whose password", || {
+        let log = agent.log();
+        log.contains("docker.io") && log.contains("401")
+    });
 }
 
 #[test]

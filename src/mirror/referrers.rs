@@ -27,7 +27,8 @@ impl Mirror {
         digest: &Digest,
     ) -> Result<Referrers, MirrorError> {
         let store = &self.0.store;
-        let error = match self.ask_for_referrers(source, digest).await {
+        let asked = self.ask_for_referrers(source, digest).await;
+        let error = match self.learn(source, asked).await {
             Ok(descriptors) => {
                 let kept = store.put_referrers(&source.stored, digest, &descriptors);
                 if let Err(error) = kept.await {
@@ -38,17 +39,21 @@ impl Mirror {
                     stale: false,
                 });
             }
-            Err(error) => error,
+            Err(error) if error.is_final() => return Err(manifest_error(error)),
+            Err(error) => MirrorError::Unavailable(error),
         };
+        if !self.may_be_stale(source).await {
+            return Err(error);
+        }
         match store.referrers(&source.stored, digest).await? {
-            Some(descriptors) if !error.is_final() => {
+            Some(descriptors) => {
                 self.0.metrics.stale_served.inc();
                 Ok(Referrers {
                     descriptors,
                     stale: true,
                 })
             }
-            _ => Err(manifest_error(error)),
+            None => Err(error),
         }
     }
 

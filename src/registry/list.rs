@@ -56,11 +56,7 @@ pub(super) async fn catalog(mirror: &Mirror, page: &Page) -> Result<Response<Bod
         repositories: Vec<String>,
     }
     let limit = page.limit.unwrap_or(CATALOG_PAGE).min(CATALOG_LIMIT);
-    let all = mirror
-        .store()
-        .repositories()
-        .await
-        .map_err(crate::mirror::MirrorError::from)?;
+    let all = mirror.repositories().await?;
     let mut repositories: Vec<String> = all
         .into_iter()
         .map(|repository| repository.to_string())

@@ -15,6 +15,7 @@
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
+//!   public/<repository>/_proved                       says that everybody could see a repository
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
 //! ```
@@ -119,6 +120,12 @@ pub fn referrers(repository: &Repository, digest: &Digest) -> String {
     let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
     // No component of a repository's name can be `_of`.
     format!("{OWN}/referrers/{repository}/_of/{algorithm}/{hex}")
+}
+
+/// Says that everybody could see a repository when its upstream was last asked.
+pub fn public(repository: &Repository) -> String {
+    // No component of a repository's name can be `_proved`.
+    format!("{OWN}/public/{repository}/_proved")
 }
 
 /// The folder of a repository's manifests of one algorithm.

@@ -74,7 +74,7 @@ impl Upstream {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("{name}:{reference}");
         let response = self
-            .get(Method::HEAD, &path, name, &what, accept_manifests())
+            .look(Method::HEAD, &path, name, &what, accept_manifests())
             .await?;
         Ok(content_digest(&response))
     }
@@ -120,7 +120,7 @@ impl Upstream {
         let path = format!("/v2/{name}/blobs/{digest}");
         let what = format!("the blob {digest} of {name}");
         let response = self
-            .get(Method::HEAD, &path, name, &what, HeaderMap::new())
+            .look(Method::HEAD, &path, name, &what, HeaderMap::new())
             .await?;
         Ok(content_length(&response))
     }
@@ -185,7 +185,7 @@ impl Upstream {
         let mut path = format!("/v2/{name}/referrers/{digest}");
         let mut descriptors = Vec::new();
         for _ in 0..REFERRER_PAGES {
-            let asked = self.get(Method::GET, &path, name, &what, accept(OCI_INDEX));
+            let asked = self.look(Method::GET, &path, name, &what, accept(OCI_INDEX));
             let response = match asked.await {
                 Ok(response) => response,
                 Err(UpstreamError::NotFound { .. }) => return Ok(None),
@@ -219,7 +219,7 @@ impl Upstream {
         let path = format!("/v2/{name}/tags/list{}", page_query(limit, last));
         let what = format!("the tags of {name}");
         let response = self
-            .get(Method::GET, &path, name, &what, accept("application/json"))
+            .look(Method::GET, &path, name, &what, accept("application/json"))
             .await?;
         let more = response.headers().contains_key(LINK);
         let body = self.collect(response, TAGS_LIMIT, &what).await?;
