@@ -74,22 +74,21 @@ impl Upstream {
         metrics: &Arc<Metrics>,
     ) -> Self {
         let record = Arc::new(Record::new(&settings.registry, Some(Arc::clone(metrics))));
-        let endpoints = |credentials, record: &Arc<Record>| {
+        let endpoints = |credentials, ours| {
             let endpoint = |url| {
-                let registry = settings.registry.clone();
-                Endpoint::new(registry, url, credentials, timeouts, Arc::clone(record))
+                let (registry, record) = (settings.registry.clone(), Arc::clone(&record));
+                Endpoint::new(registry, url, credentials, timeouts, record, ours)
             };
             settings.urls.iter().cloned().map(endpoint).collect()
         };
         let anonymous = if settings.credentials.is_some() && !settings.share_private {
-            // Nobody's pulls are counted apart from ours.
-            endpoints(None, &Arc::new(Record::new(&settings.registry, None)))
+            endpoints(None, false)
         } else {
             Vec::new()
         };
         Self {
             timeouts,
-            endpoints: endpoints(settings.credentials.as_ref(), &record),
+            endpoints: endpoints(settings.credentials.as_ref(), true),
             anonymous,
             public: Cache::new(PUBLIC_MEMORY),
             public_for: public_for.min(PUBLIC_FOR),

@@ -18,7 +18,7 @@ use url::Url;
 
 use super::challenge::Challenge;
 use super::error::{Question, UpstreamError};
-use super::record::Record;
+use super::record::{Record, retry_after};
 use super::token::{Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
@@ -35,6 +35,8 @@ const COSTLY: Duration = Duration::from_millis(500);
 /// After a failure that was waited for, an endpoint is not asked for as long as that took, and no
 /// longer than this.
 const DOWN_FOR: Duration = Duration::from_secs(5);
+/// The longest that an endpoint which limits blobs is not asked for any.
+const BLOBS_PAUSE: Duration = Duration::from_mins(1);
 
 /// One URL at which an upstream is asked.
 pub(super) struct Endpoint {
@@ -49,9 +51,13 @@ pub(super) struct Endpoint {
     /// Where it has its tokens, once it has said so: then no request is made in vain.
     bearer: Mutex<Option<Bearer>>,
     tokens: Tokens,
+    /// Until when it does not want to be asked for blobs.
+    blobs_paused: Mutex<Option<Instant>>,
     /// Until when it is not asked, and what it would cost to.
     down: Mutex<Option<(Instant, UpstreamError)>>,
     record: Arc<Record>,
+    /// Whether the pulls that it says are left are ours, and not those of nobody.
+    ours: bool,
 }
 
 #[derive(Clone)]
@@ -67,6 +73,7 @@ impl Endpoint {
         credentials: Option<&Credentials>,
         timeouts: Timeouts,
         record: Arc<Record>,
+        ours: bool,
     ) -> Self {
         Self {
             registry,
@@ -77,8 +84,10 @@ impl Endpoint {
             http: OnceLock::new(),
             bearer: Mutex::default(),
             tokens: Tokens::default(),
+            blobs_paused: Mutex::default(),
             down: Mutex::default(),
             record,
+            ours,
         }
     }
 
@@ -113,11 +122,29 @@ impl Endpoint {
         if let Some(error) = self.down_with() {
             return Err(error);
         }
+        let of_blobs = asks_for(path, "blobs");
+        if of_blobs
+            && self
+                .blobs_paused()
+                .is_some_and(|until| Instant::now() < until)
+        {
+            return Err(self.question(what).limited());
+        }
         let response = self.send(method, path, name, what, headers).await?;
         match response.status() {
+            StatusCode::TOO_MANY_REQUESTS if of_blobs => {
+                *self.blobs_paused() = retry_after(response.headers(), BLOBS_PAUSE);
+                Err(self.question(what).limited())
+            }
             status if status.is_success() => Ok(response),
             status => Err(self.question(what).status(status)),
         }
+    }
+
+    fn blobs_paused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.blobs_paused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bearer(&self) -> MutexGuard<'_, Option<Bearer>> {
@@ -366,7 +393,8 @@ impl Endpoint {
     ) -> Result<Response<Incoming>, UpstreamError> {
         let began = Instant::now();
         let deadline = self.timeouts.headers;
-        let api = own && request.uri().path().starts_with(&self.api);
+        let path = request.uri().path();
+        let pulls = self.ours && own && path.starts_with(&self.api) && asks_for(path, "manifests");
         // Not the registry itself: its token server, or where it redirects to.
         let elsewhere = request
             .uri()
@@ -388,7 +416,7 @@ impl Endpoint {
         let down = match &outcome {
             Ok(response) => {
                 self.record
-                    .answered(response.status(), response.headers(), api);
+                    .answered(response.status(), response.headers(), pulls);
                 None
             }
             Err(error) => {
@@ -403,6 +431,11 @@ impl Endpoint {
         }
         outcome
     }
+}
+
+/// Whether a path is one of this kind: names may hold `blobs` and `manifests` themselves.
+fn asks_for(path: &str, kind: &str) -> bool {
+    path.rsplit('/').nth(1) == Some(kind)
 }
 
 /// Reads a whole body of at most `limit` bytes, giving up when nothing arrives for a while.
