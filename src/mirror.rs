@@ -134,6 +134,7 @@ struct Inner {
     evictions: Evictions,
     manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
     tags: Flights<(Repository, Tag), Resolution>,
+    referrers: Flights<(Repository, Digest), Result<Vec<serde_json::Value>, UpstreamError>>,
     visible: Flights<Repository, Result<(), UpstreamError>>,
     /// Held while it is noted who may see a repository.
     noting: tokio::sync::Mutex<()>,
@@ -155,6 +156,7 @@ impl Mirror {
             evictions: Evictions::default(),
             manifests: Flights::default(),
             tags: Flights::default(),
+            referrers: Flights::default(),
             visible: Flights::default(),
             noting: tokio::sync::Mutex::default(),
         }))

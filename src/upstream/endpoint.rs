@@ -60,6 +60,15 @@ pub(super) struct Endpoint {
     ours: bool,
 }
 
+/// What was asked, beside the answer: links in it are relative to that.
+#[derive(Clone)]
+pub(super) struct Asked {
+    /// The endpoint's URL.
+    pub(super) endpoint: Url,
+    /// The request's.
+    pub(super) url: Url,
+}
+
 #[derive(Clone)]
 struct Bearer {
     realm: Url,
@@ -130,13 +139,20 @@ impl Endpoint {
         {
             return Err(self.question(what).limited());
         }
-        let response = self.send(method, path, name, what, headers).await?;
+        let mut response = self.send(method, path, name, what, headers).await?;
         match response.status() {
             StatusCode::TOO_MANY_REQUESTS if of_blobs => {
                 *self.blobs_paused() = retry_after(response.headers(), BLOBS_PAUSE);
                 Err(self.question(what).limited())
             }
-            status if status.is_success() => Ok(response),
+            status if status.is_success() => {
+                let asked = Asked {
+                    endpoint: self.url.clone(),
+                    url: self.at(path, what)?,
+                };
+                response.extensions_mut().insert(asked);
+                Ok(response)
+            }
             status => Err(self.question(what).status(status)),
         }
     }
@@ -151,6 +167,11 @@ impl Endpoint {
         self.bearer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn at(&self, path: &str, what: &str) -> Result<Url, UpstreamError> {
+        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
+        Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))
+    }
+
     /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
     /// answered with another token, and one to a token that is new is the caller's.
     async fn send(
@@ -161,8 +182,7 @@ impl Endpoint {
         what: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))?;
+        let url = self.at(path, what)?;
         let scope = format!("repository:{name}:pull");
         let known = self.bearer().clone();
         let key = |Bearer { realm, service }| TokenKey {
