@@ -88,13 +88,7 @@ impl From<RouteError> for Refusal {
             // What can't be a tag is the tag of no manifest.
             RouteError::Tag(_) => ErrorCode::ManifestUnknown,
             RouteError::Nothing => ErrorCode::NameUnknown,
-            RouteError::Page(_) => {
-                return Self {
-                    code: ErrorCode::Unsupported,
-                    status: StatusCode::BAD_REQUEST,
-                    message: error.to_string(),
-                };
-            }
+            RouteError::Page(_) => ErrorCode::PaginationNumberInvalid,
         };
         Self::new(code, error.to_string())
     }
