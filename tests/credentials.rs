@@ -244,3 +244,21 @@ fn all_who_wait_for_a_token_share_its_failure() {
     // Each of them asking by itself would wait for all those before it.
     assert_eq!(hub.count("GET", "/token"), 1);
 }
+
+#[test]
+fn an_upstream_by_tls_sends_nobody_elsewhere_in_clear() {
+    let (image, authority, victim) = (Image::small(1), Authority::new(), Upstream::start());
+    let hub = hub_with(&image, Upstream::options().tls(&authority));
+    hub.move_realm(&victim.realm());
+    let setup = Setup::mirror(&hub);
+    let trusted = setup.folder().join("ca.pem");
+    authority.write(&trusted);
+    let agent = setup
+        .environment("SSL_CERT_FILE", &trusted.display().to_string())
+        .start();
+    agent
+        .get("/v2/library/app/manifests/latest")
+        .assert_error(503, "UNAVAILABLE");
+    assert!(hub.total() > 0);
+    assert_eq!(victim.total(), 0);
+}

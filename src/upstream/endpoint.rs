@@ -237,6 +237,13 @@ impl Endpoint {
             let reason = format!("a token realm {realm:?}: {e}");
             self.question(what).protocol(reason)
         })?;
+        // A redirect may not go there either: in clear, anybody on the way could have named any host
+        // of this network.
+        if realm.scheme() != "https" && realm.scheme() != self.url.scheme() {
+            let reason =
+                format!("it is asked by https, and wants a token from {realm}, which is not");
+            return Err(self.question(what).protocol(reason));
+        }
         if let Some((same, error)) = refused_by
             && same == realm
         {
