@@ -1,9 +1,12 @@
 //! The pull-through mirror: answers from the store, and fills a miss once for everybody.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use quick_cache::sync::Cache;
 
 mod content;
+mod describe;
 mod download;
 mod evict;
 mod fill;
@@ -14,6 +17,7 @@ mod referrers;
 mod visibility;
 
 pub use content::{BlobContent, Piece};
+pub use describe::Described;
 pub use freshness::Served;
 pub use referrers::Referrers;
 
@@ -28,7 +32,10 @@ use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
 use crate::store::{Store, StoreError};
-use crate::upstream::{PUBLIC_FOR, Upstream, UpstreamError};
+use crate::upstream::{Description, PUBLIC_FOR, Upstream, UpstreamError};
+
+/// Tags asked for by HEAD that are remembered until their manifests are asked for.
+const DESCRIBED: usize = 1024;
 
 /// Something could not be served.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -134,6 +141,9 @@ struct Inner {
     evictions: Evictions,
     manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
     tags: Flights<(Repository, Tag), Resolution>,
+    descriptions: Flights<(Repository, Reference), Result<Option<Description>, UpstreamError>>,
+    /// The tags that were asked for by HEAD, by what they are, and when.
+    described: Cache<(Repository, Digest), (Tag, Instant)>,
     referrers: Flights<(Repository, Digest), Result<Vec<serde_json::Value>, UpstreamError>>,
     visible: Flights<Repository, Result<(), UpstreamError>>,
     /// Held while it is noted who may see a repository.
@@ -156,6 +166,8 @@ impl Mirror {
             evictions: Evictions::default(),
             manifests: Flights::default(),
             tags: Flights::default(),
+            descriptions: Flights::default(),
+            described: Cache::new(DESCRIBED),
             referrers: Flights::default(),
             visible: Flights::default(),
             noting: tokio::sync::Mutex::default(),

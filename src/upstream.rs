@@ -21,7 +21,7 @@ mod token;
 pub use crate::config::Timeouts;
 pub use error::UpstreamError;
 pub use record::{Budget, LastContact};
-pub use requests::{FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
+pub use requests::{Description, FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
 
 use endpoint::Endpoint;
 use error::Question;

@@ -126,3 +126,30 @@ fn an_upstream_that_limits_blobs_is_left_alone_with_them_for_as_long_as_it_says(
     }
     assert_eq!(hub.count("GET", "/blobs/"), 1);
 }
+
+#[test]
+fn a_tag_that_is_only_looked_at_costs_no_pull_and_is_kept_once_its_manifest_is() {
+    let image = Image::small(1);
+    let hub = hub_with(&[&image]);
+    let agent = Setup::mirror(&hub).start();
+    let tag = "/v2/library/app/manifests/0";
+    let by_digest = format!("/v2/library/app/manifests/{}", image.digest());
+    for target in [tag, tag, &by_digest] {
+        let head = agent.head(target);
+        assert_eq!(head.status, 200);
+        let size = image.manifest.blob.len().to_string();
+        for (name, value) in [
+            ("docker-content-digest", image.digest()),
+            ("content-type", &image.manifest.media_type),
+            ("content-length", &size),
+        ] {
+            assert_eq!(head.header(name), Some(value), "{target}: {name}");
+        }
+    }
+    assert_eq!(hub.count("GET", "/manifests/"), 0);
+    assert_eq!(agent.head("/v2/library/app/manifests/none").status, 404);
+    // As docker and containerd go on.
+    agent.get(&by_digest).assert_is(&image.manifest.blob.bytes);
+    hub.switch_off();
+    agent.get(tag).assert_is(&image.manifest.blob.bytes);
+}

@@ -280,8 +280,8 @@ impl Mirror {
             .fetched_bytes
             .inc_by(fetched.bytes.len() as u64);
         let (wanted, tag) = match reference {
-            Reference::Digest(digest) => (Some(digest.clone()), None),
-            Reference::Tag(tag) => (fetched.digest, Some(tag)),
+            Reference::Digest(digest) => (Some(digest.clone()), self.described_as(source, digest)),
+            Reference::Tag(tag) => (fetched.digest, Some(tag.clone())),
         };
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Digest::of(algorithm, &fetched.bytes);
@@ -298,7 +298,9 @@ impl Mirror {
         let store = &self.0.store;
         let size = manifest.bytes.len() as u64;
         let kept = self
-            .with_room(size, || store.put_manifest(&source.stored, &manifest, tag))
+            .with_room(size, || {
+                store.put_manifest(&source.stored, &manifest, tag.as_ref())
+            })
             .await;
         if let Err(error) = kept {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");

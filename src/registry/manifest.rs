@@ -2,13 +2,13 @@
 
 use http::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, ETAG, WARNING};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 
 use super::blob::matches_etag;
 use super::{Body, Refusal, STALE};
-use crate::mirror::{Mirror, Served, Source};
+use crate::mirror::{Described, Mirror, Served, Source};
 use crate::oci::Reference;
-use crate::upstream::CONTENT_DIGEST;
+use crate::upstream::{CONTENT_DIGEST, Description};
 
 pub(super) async fn answer(
     mirror: &Mirror,
@@ -16,8 +16,35 @@ pub(super) async fn answer(
     source: &Source,
     reference: &Reference,
 ) -> Result<Response<Body>, Refusal> {
+    if request.method == Method::HEAD {
+        return Ok(match mirror.describe(source, reference).await? {
+            Described::Served(served) => respond(request, &served),
+            Described::Upstream(described) => respond_with(request, described),
+        });
+    }
     let served = mirror.manifest(source, reference).await?;
     Ok(respond(request, &served))
+}
+
+/// The answer to HEAD with what an upstream says of a manifest.
+fn respond_with(request: &Parts, described: Description) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_DIGEST, described.digest.to_string()),
+        (ETAG, format!("\"{}\"", described.digest)),
+    ] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(CONTENT_TYPE, described.media_type);
+    if matches_etag(&request.headers, &described.digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    headers.insert(CONTENT_LENGTH, described.size.into());
+    response
 }
 
 /// The answer with a manifest.

@@ -1,7 +1,9 @@
 //! What an upstream is asked for: the endpoints of distribution-spec 1.1, as calls.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, LINK, RANGE};
+use http::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE,
+};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -33,6 +35,17 @@ pub struct FetchedManifest {
     pub bytes: Bytes,
     /// What the upstream says its digest is.
     pub digest: Option<Digest>,
+}
+
+/// What a manifest is, without its bytes.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: HeaderValue,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// A blob's body as it arrives.
@@ -79,6 +92,28 @@ impl Upstream {
             .look(Method::HEAD, &path, name, &what, accept_manifests())
             .await?;
         Ok(content_digest(&response))
+    }
+
+    /// Asks what a manifest is by HEAD, which counts against no pull limit. `None` where the upstream
+    /// does not say all of it.
+    pub async fn describe(
+        &self,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<Option<Description>, UpstreamError> {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        let what = format!("{name}:{reference}");
+        let response = self
+            .look(Method::HEAD, &path, name, &what, accept_manifests())
+            .await?;
+        let described = || {
+            Some(Description {
+                digest: content_digest(&response)?,
+                media_type: response.headers().get(CONTENT_TYPE)?.clone(),
+                size: content_length(&response)?,
+            })
+        };
+        Ok(described())
     }
 
     /// Asks for a manifest: distribution-spec 1.1, end-3.
