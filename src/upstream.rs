@@ -23,7 +23,7 @@ pub use error::UpstreamError;
 pub use record::{Budget, LastContact};
 pub use requests::{Description, FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
 
-use endpoint::Endpoint;
+use endpoint::{AskedAs, Endpoint};
 use error::Question;
 use record::Record;
 
@@ -74,24 +74,25 @@ impl Upstream {
         metrics: &Arc<Metrics>,
     ) -> Self {
         let record = Arc::new(Record::new(&settings.registry, Some(Arc::clone(metrics))));
-        let endpoints = |credentials, ours| {
+        let public_for = public_for.min(PUBLIC_FOR);
+        let endpoints = |credentials, asked_as| {
             let endpoint = |url| {
                 let (registry, record) = (settings.registry.clone(), Arc::clone(&record));
-                Endpoint::new(registry, url, credentials, timeouts, record, ours)
+                Endpoint::new(registry, url, credentials, timeouts, record, asked_as)
             };
             settings.urls.iter().cloned().map(endpoint).collect()
         };
         let anonymous = if settings.credentials.is_some() && !settings.share_private {
-            endpoints(None, false)
+            endpoints(None, AskedAs::Nobody(public_for))
         } else {
             Vec::new()
         };
         Self {
             timeouts,
-            endpoints: endpoints(settings.credentials.as_ref(), true),
+            endpoints: endpoints(settings.credentials.as_ref(), AskedAs::Ourselves),
             anonymous,
             public: Cache::new(PUBLIC_MEMORY),
-            public_for: public_for.min(PUBLIC_FOR),
+            public_for,
             learned: Mutex::default(),
             record,
             settings,

@@ -19,7 +19,7 @@ use url::Url;
 use super::challenge::Challenge;
 use super::error::{Question, UpstreamError};
 use super::record::{Record, retry_after};
-use super::token::{Token, TokenKey, Tokens, may_receive_credentials};
+use super::token::{LONGEST, Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
 
@@ -56,8 +56,18 @@ pub(super) struct Endpoint {
     /// Until when it is not asked, and what it would cost to.
     down: Mutex<Option<(Instant, UpstreamError)>>,
     record: Arc<Record>,
-    /// Whether the pulls that it says are left are ours, and not those of nobody.
-    ours: bool,
+    /// In whose name.
+    asked_as: AskedAs,
+}
+
+/// In whose name an endpoint is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum AskedAs {
+    /// Our own: the pulls that it says are left are ours.
+    Ourselves,
+    /// Nobody's, to see what everybody may see. A token says that as of when it was issued, so that
+    /// it is not used for longer than this.
+    Nobody(Duration),
 }
 
 /// What was asked, beside the answer: links in it are relative to that.
@@ -82,7 +92,7 @@ impl Endpoint {
         credentials: Option<&Credentials>,
         timeouts: Timeouts,
         record: Arc<Record>,
-        ours: bool,
+        asked_as: AskedAs,
     ) -> Self {
         Self {
             registry,
@@ -96,7 +106,7 @@ impl Endpoint {
             blobs_paused: Mutex::default(),
             down: Mutex::default(),
             record,
-            ours,
+            asked_as,
         }
     }
 
@@ -349,7 +359,11 @@ impl Endpoint {
         }
         let question = self.question(what);
         let body = collect(response, TOKEN_LIMIT, self.timeouts.idle, question).await?;
-        Token::parse(&body, asked).map_err(|reason| {
+        let longest = match self.asked_as {
+            AskedAs::Ourselves => LONGEST,
+            AskedAs::Nobody(longest) => longest,
+        };
+        Token::parse(&body, asked, longest).map_err(|reason| {
             let reason = format!("its token server sent {reason}");
             self.question(what).protocol(reason)
         })
@@ -421,7 +435,10 @@ impl Endpoint {
         let began = Instant::now();
         let deadline = self.timeouts.headers;
         let path = request.uri().path();
-        let pulls = self.ours && own && path.starts_with(&self.api) && asks_for(path, "manifests");
+        let pulls = matches!(self.asked_as, AskedAs::Ourselves)
+            && own
+            && path.starts_with(&self.api)
+            && asks_for(path, "manifests");
         // Not the registry itself: its token server, or where it redirects to.
         let elsewhere = request
             .uri()

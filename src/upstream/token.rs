@@ -13,6 +13,8 @@ use super::UpstreamError;
 /// How long a token is good for when its issuer does not say.
 /// Source: distribution, "Token Authentication Specification".
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
+/// The longest that a token is used; one too long for the clock is as good.
+pub(super) const LONGEST: Duration = Duration::from_hours(24);
 /// Tokens that are kept before those that have expired are thrown away.
 const KEPT: usize = 1024;
 
@@ -59,8 +61,13 @@ struct Answer {
 }
 
 impl Token {
-    /// Reads a token server's answer; the error says what is wrong with it, never what is in it.
-    pub(super) fn parse(body: &[u8], asked: Instant) -> Result<Self, &'static str> {
+    /// Reads a token server's answer; the error says what is wrong with it, never what is in it. It is
+    /// used for `longest` at the most.
+    pub(super) fn parse(
+        body: &[u8],
+        asked: Instant,
+        longest: Duration,
+    ) -> Result<Self, &'static str> {
         // serde's own messages quote what they stumble over.
         let answer: Answer = serde_json::from_slice(body).map_err(|_| "not a token's JSON")?;
         let token = answer
@@ -75,8 +82,7 @@ impl Token {
             .expires_in
             .map_or(DEFAULT_LIFETIME, Duration::from_secs);
         // A token that ends under way costs a whole round trip more: stop using it a little early.
-        // A lifetime too long for the clock is as good as a day.
-        let usable = lifetime.mul_f32(0.8).min(Duration::from_hours(24));
+        let usable = lifetime.mul_f32(0.8).min(longest);
         Ok(Self {
             header,
             expires: asked + usable,
@@ -202,14 +208,14 @@ mod tests {
             r#"{"access_token":"t"}"#,
             r#"{"token":"","access_token":"t"}"#,
         ] {
-            let token = Token::parse(body.as_bytes(), asked);
+            let token = Token::parse(body.as_bytes(), asked, LONGEST);
             assert_eq!(
                 token.unwrap_or_else(|e| panic!("{body}: {e}")).header,
                 "Bearer t"
             );
         }
         for body in ["{}", "[]", "secret", r#"{"token":"a\nb"}"#] {
-            let error = Token::parse(body.as_bytes(), asked).err();
+            let error = Token::parse(body.as_bytes(), asked, LONGEST).err();
             assert!(error.is_some_and(|e| !e.contains("secret")), "{body}");
         }
     }
@@ -219,7 +225,7 @@ mod tests {
         let asked = Instant::now();
         let body = br#"{"token":"t","expires_in":300}"#;
         let usable = |asked| {
-            let token = Token::parse(body, asked).ok();
+            let token = Token::parse(body, asked, LONGEST).ok();
             Place {
                 token,
                 failed: None,
@@ -234,6 +240,13 @@ mod tests {
         };
         assert!(!usable(long_ago));
         // The most a server can say does not overflow the clock.
-        assert!(Token::parse(br#"{"token":"t","expires_in":18446744073709551615}"#, asked).is_ok());
+        assert!(
+            Token::parse(
+                br#"{"token":"t","expires_in":18446744073709551615}"#,
+                asked,
+                LONGEST
+            )
+            .is_ok()
+        );
     }
 }
