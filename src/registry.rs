@@ -68,14 +68,7 @@ impl From<MirrorError> for Refusal {
             MirrorError::BlobUnknown(_) => ErrorCode::BlobUnknown,
             MirrorError::ManifestUnknown(_) => ErrorCode::ManifestUnknown,
             MirrorError::NameUnknown(_) | MirrorError::NotMirrored { .. } => ErrorCode::NameUnknown,
-            MirrorError::TooLarge(_) => {
-                tracing::warn!(%error, "a request could not be answered: {error}");
-                return Self {
-                    code: ErrorCode::ManifestInvalid,
-                    status: StatusCode::PAYLOAD_TOO_LARGE,
-                    message: error.to_string(),
-                };
-            }
+            MirrorError::TooLarge(_) => ErrorCode::ManifestInvalid,
             MirrorError::Unavailable(_)
             | MirrorError::Mismatch { .. }
             | MirrorError::Store(_)
@@ -86,7 +79,7 @@ impl From<MirrorError> for Refusal {
             tracing::error!(%error, "the store failed: {error}");
             return Self::new(code, "this mirror's storage failed; its log says how");
         }
-        if code == ErrorCode::Unavailable {
+        if matches!(code, ErrorCode::Unavailable | ErrorCode::ManifestInvalid) {
             // Clients go elsewhere without a word: only here can the operator learn of it.
             tracing::warn!(%error, "a request could not be answered: {error}");
         }
@@ -102,13 +95,7 @@ impl From<RouteError> for Refusal {
             // What can't be a tag is the tag of no manifest.
             RouteError::Tag(_) => ErrorCode::ManifestUnknown,
             RouteError::Nothing => ErrorCode::NameUnknown,
-            RouteError::Page(_) => {
-                return Self {
-                    code: ErrorCode::Unsupported,
-                    status: StatusCode::BAD_REQUEST,
-                    message: error.to_string(),
-                };
-            }
+            RouteError::Page(_) => ErrorCode::PaginationNumberInvalid,
         };
         Self::new(code, error.to_string())
     }
@@ -256,7 +243,8 @@ impl Registry {
                 reference,
             } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
-                manifest::answer(&self.mirror, request.headers(), &source, &reference).await
+                let (method, asked) = (request.method(), request.headers());
+                manifest::answer(&self.mirror, method, asked, &source, &reference).await
             }
             Route::Tags { name, ns, page } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;

@@ -390,6 +390,19 @@ impl Store {
             .await
     }
 
+    /// Whether everybody could see a repository when that was last noted.
+    pub async fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+        let repository = repository.clone();
+        self.run(move |store| store.is_public(&repository)).await
+    }
+
+    /// Notes whether everybody can see a repository.
+    pub async fn set_public(&self, of: &Repository, public: bool) -> Result<(), StoreError> {
+        let repository = of.clone();
+        self.run(move |store| store.set_public(&repository, public))
+            .await
+    }
+
     /// A page of the tags of a repository, in their order.
     pub async fn tags(&self, of: &Repository, page: Page) -> Result<Vec<Tag>, StoreError> {
         let repository = of.clone();

@@ -93,6 +93,14 @@ fn what_is_no_name_tag_or_digest_never_reaches_the_upstream() {
         ),
         ("/v2/a..b/tags/list".to_owned(), "NAME_INVALID"),
         ("/v2/-a/tags/list".to_owned(), "NAME_INVALID"),
+        (
+            "/v2/library/app/tags/list?n=-1".to_owned(),
+            "PAGINATION_NUMBER_INVALID",
+        ),
+        (
+            "/v2/_catalog?n=many".to_owned(),
+            "PAGINATION_NUMBER_INVALID",
+        ),
         ("/v2/_uploads/manifests/latest".to_owned(), "NAME_INVALID"),
         (format!("/v2/a/_layers/blobs/sha256:{hex}"), "NAME_INVALID"),
         (format!("/v2/UPPER/blobs/sha256:{hex}"), "NAME_INVALID"),

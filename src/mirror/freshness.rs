@@ -7,12 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use tokio::sync::watch;
 
+use super::visibility::Wanted;
 use super::{Mirror, MirrorError, Source, age, manifest_error};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
-use crate::upstream::UpstreamError;
 
 /// A manifest to serve.
 #[derive(Debug, Clone)]
@@ -52,6 +51,9 @@ impl Mirror {
             Reference::Digest(digest) => {
                 let manifest = match self.0.store.manifest(&source.stored, digest).await? {
                     Some(manifest) => {
+                        let anybody =
+                            self.admit_anybody(source, Wanted::Manifest(reference.clone()));
+                        anybody.await.map_err(manifest_error)?;
                         self.0.metrics.manifest_hits.inc();
                         manifest
                     }
@@ -70,6 +72,9 @@ impl Mirror {
     /// A manifest that is in memory, and fresh where it is asked for by tag: what nearly all
     /// requests are for, and what can be answered without waiting for anything.
     pub fn manifest_at_once(&self, source: &Source, reference: &Reference) -> Option<Served> {
+        if !source.upstream.is_open(&source.name) {
+            return None;
+        }
         let store = &self.0.store;
         let (manifest, age) = match reference {
             Reference::Digest(digest) => (store.recent_manifest(&source.stored, digest)?, None),
@@ -102,6 +107,9 @@ impl Mirror {
         }) = &cached
             && *age < source.upstream.stretched(freshness.window)
         {
+            let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
+            let anybody = self.admit_anybody(source, wanted);
+            anybody.await.map_err(manifest_error)?;
             self.0.metrics.manifest_hits.inc();
             return Ok(Served {
                 manifest: Arc::clone(manifest),
@@ -126,7 +134,9 @@ impl Mirror {
                 Some(Resolution::Known(resolved))
             }
         });
-        let Some(cached) = cached else {
+        // What may not be given out without asking is as good as not here.
+        let usable = cached.is_some() && self.may_be_stale(source).await;
+        let Some(cached) = cached.filter(|_| usable) else {
             return match flight.landed().await {
                 Some(Resolution::Known(Ok(manifest))) => Ok(Served {
                     manifest,
@@ -212,17 +222,14 @@ impl Mirror {
         // Also where nothing is cached: the manifest may be here under another tag, and HEAD is
         // free where GET counts against a limit.
         let asked = Instant::now();
-        let digest = match source
+        let answer = source
             .upstream
             .manifest_digest(&source.name, &reference)
-            .await
-        {
+            .await;
+        let digest = match self.learn(source, answer).await {
             Ok(digest) => digest,
             // A registry that knows no HEAD says it by GET.
-            Err(UpstreamError::Status {
-                status: StatusCode::METHOD_NOT_ALLOWED,
-                ..
-            }) => None,
+            Err(error) if error.is_of_method() => None,
             Err(error) => return Err(manifest_error(error)),
         };
         // A later request has been answered meanwhile: what this one was told is older.
@@ -280,15 +287,16 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<Arc<Manifest>, MirrorError> {
         self.0.metrics.manifest_misses.inc();
+        self.forget_public(source).await?;
         let fetched = source.upstream.manifest(&source.name, reference).await;
-        let fetched = fetched.map_err(manifest_error)?;
+        let fetched = self.learn(source, fetched).await.map_err(manifest_error)?;
         self.0
             .metrics
             .fetched_bytes
             .inc_by(fetched.bytes.len() as u64);
         let (wanted, tag) = match reference {
-            Reference::Digest(digest) => (Some(digest.clone()), None),
-            Reference::Tag(tag) => (fetched.digest, Some(tag)),
+            Reference::Digest(digest) => (Some(digest.clone()), self.described_as(source, digest)),
+            Reference::Tag(tag) => (fetched.digest, Some(tag.clone())),
         };
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Digest::of(algorithm, &fetched.bytes);
@@ -305,7 +313,9 @@ impl Mirror {
         let store = &self.0.store;
         let size = manifest.bytes.len() as u64;
         let kept = self
-            .with_room(size, || store.put_manifest(&source.stored, &manifest, tag))
+            .with_room(size, || {
+                store.put_manifest(&source.stored, &manifest, tag.as_ref())
+            })
             .await;
         if let Err(error) = kept {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");

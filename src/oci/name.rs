@@ -25,7 +25,10 @@ pub enum NameError {
     #[error("{0}")]
     Digest(#[from] DigestError),
     /// Not a host name with an optional port.
-    #[error("{0:?} is not a registry host: a host name with an optional port, such as `ghcr.io`")]
+    #[error(
+        "{0:?} is not a registry host: a host name with a `.` or a port, or `localhost`, such as \
+         `ghcr.io`"
+    )]
     Host(String),
 }
 
@@ -137,6 +140,10 @@ impl FromStr for Reference {
 
 /// A registry's host name with an optional port, lower case: `docker.io`, `localhost:5000`.
 ///
+/// It has a `.` or a port, or is `localhost`: any other may be the first component of one of Docker
+/// Hub's names, which would then be another registry's place in the store. Source:
+/// distribution/reference, `splitDockerDomain`.
+///
 /// It is what clients send as `ns=`, what comes first in an image's name, and, for all but
 /// docker.io, the first folder of its repositories in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -180,7 +187,9 @@ impl FromStr for RegistryHost {
                     .bytes()
                     .all(|c| c.is_ascii_alphanumeric() || c == b'-')
         };
-        let valid = host.len() <= 253
+        let distinct = port.is_some() || host.contains('.') || host == "localhost";
+        let valid = distinct
+            && host.len() <= 253
             && host.split('.').all(label)
             && port.is_none_or(|port| {
                 port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0)
@@ -284,6 +293,9 @@ mod tests {
             "LOCALHOST:5000".parse::<RegistryHost>().unwrap().as_str(),
             "localhost:5000"
         );
+        for good in ["localhost", "o:5000", "o.test"] {
+            assert!(good.parse::<RegistryHost>().is_ok(), "{good:?} is one");
+        }
         for bad in [
             "",
             "..",
@@ -295,6 +307,9 @@ mod tests {
             "-a",
             "a b",
             "[::1]:5000",
+            // Docker Hub has such names.
+            "o",
+            "library",
         ] {
             assert!(
                 bad.parse::<RegistryHost>().is_err(),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::route::Page;
 use super::{Body, Refusal, STALE, json_answer};
-use crate::mirror::{Mirror, MirrorError, Source};
+use crate::mirror::{Mirror, Source};
 use crate::oci::Name;
 use crate::store;
 
@@ -62,8 +62,7 @@ pub(super) async fn catalog(mirror: &Mirror, page: &Page) -> Result<Response<Bod
         // Whether there are more is told by one more.
         limit: limit + 1,
     };
-    let found = mirror.store().repositories(asked).await;
-    let found = found.map_err(MirrorError::from)?;
+    let found = mirror.repositories(asked).await?;
     let mut repositories: Vec<String> = found.iter().map(ToString::to_string).collect();
     let more = repositories.len() > limit;
     repositories.truncate(limit);

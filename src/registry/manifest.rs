@@ -1,22 +1,50 @@
 //! Manifests: distribution-spec 1.1, end-3.
 
 use http::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, ETAG, WARNING};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 use super::blob::matches_etag;
 use super::{API_VERSION, API_VERSION_VALUE, Body, Refusal, STALE};
-use crate::mirror::{Mirror, Served, Source};
+use crate::mirror::{Described, Mirror, Served, Source};
 use crate::oci::{Manifest, Reference};
-use crate::upstream::CONTENT_DIGEST;
+use crate::upstream::{CONTENT_DIGEST, Description};
 
 pub(super) async fn answer(
     mirror: &Mirror,
+    method: &Method,
     asked: &HeaderMap,
     source: &Source,
     reference: &Reference,
 ) -> Result<Response<Body>, Refusal> {
+    if method == Method::HEAD {
+        return Ok(match mirror.describe(source, reference).await? {
+            Described::Served(served) => respond(asked, &served),
+            Described::Upstream(described) => respond_with(asked, described),
+        });
+    }
     let served = mirror.manifest(source, reference).await?;
     Ok(respond(asked, &served))
+}
+
+/// The answer to HEAD with what an upstream says of a manifest.
+fn respond_with(asked: &HeaderMap, described: Description) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_DIGEST, described.digest.to_string()),
+        (ETAG, format!("\"{}\"", described.digest)),
+    ] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(CONTENT_TYPE, described.media_type);
+    if matches_etag(asked, &described.digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    headers.insert(CONTENT_LENGTH, described.size.into());
+    response
 }
 
 /// The answer with a manifest, to a request with the headers `asked`.

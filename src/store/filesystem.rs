@@ -293,6 +293,30 @@ impl Filesystem {
         self.write(&path, Value::from(list).to_string().as_bytes())
     }
 
+    /// Whether everybody could see a repository when that was last noted.
+    pub fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+        let path = self.root.join(layout::public(repository));
+        path.try_exists()
+            .map_err(|e| StoreError::new("read", &path, e))
+    }
+
+    /// Notes whether everybody can see a repository.
+    pub fn set_public(&self, repository: &Repository, public: bool) -> Result<(), StoreError> {
+        if public == self.is_public(repository)? {
+            return Ok(());
+        }
+        let path = layout::public(repository);
+        if public {
+            return self.write(&path, b"");
+        }
+        let path = self.root.join(path);
+        match fs::remove_file(&path) {
+            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
+            // Not to come back with the power.
+            _ => sync_parent(&path),
+        }
+    }
+
     /// Proves that the store can be written and read back.
     pub fn probe(&self) -> Result<(), StoreError> {
         let folder = self.root.join(layout::TEMPORARY);

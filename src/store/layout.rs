@@ -15,6 +15,7 @@
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
+//!   public/<repository>/_proved                       says that everybody could see a repository
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
 //! ```
@@ -133,6 +134,12 @@ pub fn referrers(repository: &Repository, digest: &Digest) -> String {
 /// The folder of what is kept of the referrers of a repository's manifests of one algorithm.
 pub fn referrers_of(repository: &Repository, algorithm: Algorithm) -> String {
     format!("{REFERRERS}/{repository}/_of/{}", algorithm.as_str())
+}
+
+/// Says that everybody could see a repository when its upstream was last asked.
+pub fn public(repository: &Repository) -> String {
+    // No component of a repository's name can be `_proved`.
+    format!("{OWN}/public/{repository}/_proved")
 }
 
 /// The folder of a repository's manifests of one algorithm.

@@ -18,8 +18,8 @@ use url::Url;
 
 use super::challenge::Challenge;
 use super::error::{Question, UpstreamError};
-use super::record::Record;
-use super::token::{Asking, Slot, Token, TokenKey, Tokens, may_receive_credentials};
+use super::record::{Record, retry_after};
+use super::token::{Asking, LONGEST, Slot, Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
 
@@ -35,6 +35,8 @@ const COSTLY: Duration = Duration::from_millis(500);
 /// After a failure that was waited for, an endpoint is not asked for as long as that took, and no
 /// longer than this.
 const DOWN_FOR: Duration = Duration::from_secs(5);
+/// The longest that an endpoint which limits blobs is not asked for any.
+const BLOBS_PAUSE: Duration = Duration::from_mins(1);
 
 /// One URL at which an upstream is asked.
 pub(super) struct Endpoint {
@@ -49,9 +51,32 @@ pub(super) struct Endpoint {
     /// Where it has its tokens, once it has said so: then no request is made in vain.
     bearer: Mutex<Option<Bearer>>,
     tokens: Tokens,
+    /// Until when it does not want to be asked for blobs.
+    blobs_paused: Mutex<Option<Instant>>,
     /// Until when it is not asked, and what it would cost to.
     down: Mutex<Option<(Instant, UpstreamError)>>,
     record: Arc<Record>,
+    /// In whose name.
+    asked_as: AskedAs,
+}
+
+/// In whose name an endpoint is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum AskedAs {
+    /// Our own: the pulls that it says are left are ours.
+    Ourselves,
+    /// Nobody's, to see what everybody may see. A token says that as of when it was issued, so that
+    /// it is not used for longer than this.
+    Nobody(Duration),
+}
+
+/// What was asked, beside the answer: links in it are relative to that.
+#[derive(Clone)]
+pub(super) struct Asked {
+    /// The endpoint's URL.
+    pub(super) endpoint: Url,
+    /// The request's.
+    pub(super) url: Url,
 }
 
 #[derive(Clone)]
@@ -67,6 +92,7 @@ impl Endpoint {
         credentials: Option<&Credentials>,
         timeouts: Timeouts,
         record: Arc<Record>,
+        asked_as: AskedAs,
     ) -> Self {
         Self {
             registry,
@@ -77,8 +103,10 @@ impl Endpoint {
             http: OnceLock::new(),
             bearer: Mutex::default(),
             tokens: Tokens::default(),
+            blobs_paused: Mutex::default(),
             down: Mutex::default(),
             record,
+            asked_as,
         }
     }
 
@@ -113,15 +141,45 @@ impl Endpoint {
         if let Some(error) = self.down_with() {
             return Err(error);
         }
-        let response = self.send(method, path, name, what, headers).await?;
+        let of_blobs = asks_for(path, "blobs");
+        if of_blobs
+            && self
+                .blobs_paused()
+                .is_some_and(|until| Instant::now() < until)
+        {
+            return Err(self.question(what).limited());
+        }
+        let mut response = self.send(method, path, name, what, headers).await?;
         match response.status() {
-            status if status.is_success() => Ok(response),
+            StatusCode::TOO_MANY_REQUESTS if of_blobs => {
+                *self.blobs_paused() = retry_after(response.headers(), BLOBS_PAUSE);
+                Err(self.question(what).limited())
+            }
+            status if status.is_success() => {
+                let asked = Asked {
+                    endpoint: self.url.clone(),
+                    url: self.at(path, what)?,
+                };
+                response.extensions_mut().insert(asked);
+                Ok(response)
+            }
             status => Err(self.question(what).status(status)),
         }
     }
 
+    fn blobs_paused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.blobs_paused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn bearer(&self) -> MutexGuard<'_, Option<Bearer>> {
         self.bearer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn at(&self, path: &str, what: &str) -> Result<Url, UpstreamError> {
+        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
+        Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))
     }
 
     /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
@@ -134,8 +192,7 @@ impl Endpoint {
         what: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))?;
+        let url = self.at(path, what)?;
         let scope = format!("repository:{name}:pull");
         let known = self.bearer().clone();
         let key = |Bearer { realm, service }| TokenKey {
@@ -190,6 +247,13 @@ impl Endpoint {
             let reason = format!("a token realm {realm:?}: {e}");
             self.question(what).protocol(reason)
         })?;
+        // A redirect may not go there either: in clear, anybody on the way could have named any host
+        // of this network.
+        if realm.scheme() != "https" && realm.scheme() != self.url.scheme() {
+            let reason =
+                format!("it is asked by https, and wants a token from {realm}, which is not");
+            return Err(self.question(what).protocol(reason));
+        }
         if let Some((same, error)) = refused_by
             && same == realm
         {
@@ -314,7 +378,11 @@ impl Endpoint {
         }
         let question = self.question(what);
         let body = collect(response, TOKEN_LIMIT, self.timeouts.idle, question).await?;
-        Token::parse(&body, asked).map_err(|reason| {
+        let longest = match self.asked_as {
+            AskedAs::Ourselves => LONGEST,
+            AskedAs::Nobody(longest) => longest,
+        };
+        Token::parse(&body, asked, longest).map_err(|reason| {
             let reason = format!("its token server sent {reason}");
             self.question(what).protocol(reason)
         })
@@ -387,7 +455,11 @@ impl Endpoint {
     ) -> Result<Response<Incoming>, UpstreamError> {
         let began = Instant::now();
         let deadline = self.timeouts.headers;
-        let api = own && request.uri().path().starts_with(&self.api);
+        let path = request.uri().path();
+        let pulls = matches!(self.asked_as, AskedAs::Ourselves)
+            && own
+            && path.starts_with(&self.api)
+            && asks_for(path, "manifests");
         // Not the registry itself: its token server, or where it redirects to.
         let elsewhere = request
             .uri()
@@ -409,7 +481,7 @@ impl Endpoint {
         let down = match &outcome {
             Ok(response) => {
                 self.record
-                    .answered(response.status(), response.headers(), api);
+                    .answered(response.status(), response.headers(), pulls);
                 None
             }
             Err(error) => {
@@ -424,6 +496,11 @@ impl Endpoint {
         }
         outcome
     }
+}
+
+/// Whether a path is one of this kind: names may hold `blobs` and `manifests` themselves.
+fn asks_for(path: &str, kind: &str) -> bool {
+    path.rsplit('/').nth(1) == Some(kind)
 }
 
 /// Reads a whole body of at most `limit` bytes, giving up when nothing arrives for a while.

@@ -94,6 +94,14 @@ impl UpstreamError {
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::NotFound { .. })
     }
+
+    /// Whether the upstream does not answer requests of this method.
+    pub fn is_of_method(&self) -> bool {
+        let Self::Status { status, .. } = self else {
+            return false;
+        };
+        *status == StatusCode::METHOD_NOT_ALLOWED
+    }
 }
 
 /// What was asked of whom, for the errors that say so.

@@ -17,6 +17,8 @@ const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 const REPLACED_AT: f32 = 0.8;
 /// The least time between two attempts to replace a token that still serves.
 const RETRY: Duration = Duration::from_secs(1);
+/// The longest that a token is used; one too long for the clock is as good.
+pub(super) const LONGEST: Duration = Duration::from_hours(24);
 /// Tokens that are kept before those that have expired are thrown away.
 const KEPT: usize = 1024;
 
@@ -65,8 +67,13 @@ struct Answer {
 }
 
 impl Token {
-    /// Reads a token server's answer; the error says what is wrong with it, never what is in it.
-    pub(super) fn parse(body: &[u8], asked: Instant) -> Result<Self, &'static str> {
+    /// Reads a token server's answer; the error says what is wrong with it, never what is in it. It is
+    /// used for `longest` at the most.
+    pub(super) fn parse(
+        body: &[u8],
+        asked: Instant,
+        longest: Duration,
+    ) -> Result<Self, &'static str> {
         // serde's own messages quote what they stumble over.
         let answer: Answer = serde_json::from_slice(body).map_err(|_| "not a token's JSON")?;
         let token = answer
@@ -80,8 +87,7 @@ impl Token {
         let lifetime = answer
             .expires_in
             .map_or(DEFAULT_LIFETIME, Duration::from_secs);
-        // One too long for the clock is as good as a day.
-        let lifetime = lifetime.min(Duration::from_hours(24));
+        let lifetime = lifetime.min(longest);
         Ok(Self {
             header,
             replace: asked + lifetime.mul_f32(REPLACED_AT),
@@ -254,14 +260,14 @@ mod tests {
             r#"{"access_token":"t"}"#,
             r#"{"token":"","access_token":"t"}"#,
         ] {
-            let token = Token::parse(body.as_bytes(), asked);
+            let token = Token::parse(body.as_bytes(), asked, LONGEST);
             assert_eq!(
                 token.unwrap_or_else(|e| panic!("{body}: {e}")).header,
                 "Bearer t"
             );
         }
         for body in ["{}", "[]", "secret", r#"{"token":"a\nb"}"#] {
-            let error = Token::parse(body.as_bytes(), asked).err();
+            let error = Token::parse(body.as_bytes(), asked, LONGEST).err();
             assert!(error.is_some_and(|e| !e.contains("secret")), "{body}");
         }
     }
@@ -275,6 +281,7 @@ mod tests {
             slot.keep(Ok(Token::parse(
                 br#"{"token":"t","expires_in":300}"#,
                 asked,
+                LONGEST,
             )
             .unwrap()));
             Some(slot)
@@ -303,6 +310,13 @@ mod tests {
             assert!(slot.ask_ahead().is_none(), "it is tried again at once");
         }
         // The most a server can say does not overflow the clock.
-        assert!(Token::parse(br#"{"token":"t","expires_in":18446744073709551615}"#, now).is_ok());
+        assert!(
+            Token::parse(
+                br#"{"token":"t","expires_in":18446744073709551615}"#,
+                now,
+                LONGEST
+            )
+            .is_ok()
+        );
     }
 }

@@ -381,6 +381,11 @@ impl Agent {
         self.process.log()
     }
 
+    /// What it was configured with last.
+    pub fn config(&self) -> &Value {
+        &self.setup.config
+    }
+
     /// Writes another value of a key to its configuration file.
     pub fn rewrite(&mut self, key: &str, value: impl Into<Value>) {
         set(&mut self.setup.config, key, value.into());

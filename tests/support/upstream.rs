@@ -71,6 +71,8 @@ struct Content {
     cdn: Option<String>,
     /// Manifest GETs that are left; nothing for no limit.
     remaining: Option<u64>,
+    /// How it links the next page of referrers, where it has one on each.
+    referrers_link: Option<String>,
 }
 
 #[derive(Default)]
@@ -176,6 +178,7 @@ impl Options {
                 realm: String::new(),
                 cdn: None,
                 remaining: None,
+                referrers_link: None,
             }),
             rules: Mutex::default(),
             exchanges: Mutex::default(),
@@ -316,6 +319,11 @@ impl Upstream {
         self.change(name, |repository| {
             repository.referrers.remove(subject);
         });
+    }
+
+    /// Lists one referrer on a page, and links the next by this, with `{path}` and `{page}` in it.
+    pub fn page_referrers(&self, link: &str) {
+        self.content().referrers_link = Some(link.to_owned());
     }
 
     /// From now on the repository is for the account only.
