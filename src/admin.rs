@@ -8,17 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
-use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::ALLOW;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::agent::Shared;
 use crate::config::AdminAddress;
-use crate::registry::Body;
 use crate::registry::server::Listener;
+use crate::registry::{Body, TEXT};
 use crate::status::Status;
 use crate::systemd::listen::Passed;
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Listens on the admin address, or takes the socket that does so already. With the path to remove
 /// at the end: that of a socket which was passed stays, for the next process.
@@ -61,10 +62,8 @@ fn listen_unix(path: &Path) -> io::Result<UnixListener> {
 /// Answers one request; never fails.
 pub async fn answer<B>(request: Request<B>, shared: Arc<Shared>) -> Response<Body> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "GET and HEAD only\n".to_owned(),
-        );
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let mut response = Body::answer(status, TEXT, "GET and HEAD only\n");
         response
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -72,57 +71,31 @@ pub async fn answer<B>(request: Request<B>, shared: Arc<Shared>) -> Response<Bod
     }
     let mut response = match request.uri().path() {
         // Alive is who answers.
-        "/healthz" => text(StatusCode::OK, "alive\n".to_owned()),
+        "/healthz" => Body::answer(StatusCode::OK, TEXT, "alive\n"),
         "/readyz" => {
             let health = shared.health.borrow().clone();
             if health.ready {
-                text(StatusCode::OK, "ready\n".to_owned())
+                Body::answer(StatusCode::OK, TEXT, "ready\n")
             } else {
                 let problems = health.problems.join("\n");
-                text(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    format!("not ready\n{problems}\n"),
-                )
+                let text = format!("not ready\n{problems}\n");
+                Body::answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
             }
         }
-        "/metrics" => {
-            let mut response = text(StatusCode::OK, shared.metrics.encode());
-            response.headers_mut().insert(
-                CONTENT_TYPE,
-                HeaderValue::from_static(
-                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                ),
-            );
-            response
-        }
+        "/metrics" => Body::answer(StatusCode::OK, OPENMETRICS, shared.metrics.encode()),
         "/status" => {
             let status = Status::now(&shared).await;
             let body = serde_json::to_string_pretty(&status).unwrap_or_default();
-            let mut response = text(StatusCode::OK, body + "\n");
-            let json = HeaderValue::from_static("application/json");
-            response.headers_mut().insert(CONTENT_TYPE, json);
-            response
+            Body::answer(StatusCode::OK, "application/json", body + "\n")
         }
-        _ => text(
+        _ => Body::answer(
             StatusCode::NOT_FOUND,
-            "the pages here are /healthz, /readyz, /metrics and /status\n".to_owned(),
+            TEXT,
+            "the pages here are /healthz, /readyz, /metrics and /status\n",
         ),
     };
     if request.method() == Method::HEAD {
         *response.body_mut() = Body::empty();
     }
-    response
-}
-
-fn text(status: StatusCode, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    headers.insert(CONTENT_LENGTH, body.len().into());
-    *response.body_mut() = Body::full(Bytes::from(body));
     response
 }

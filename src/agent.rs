@@ -13,6 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 mod signals;
 
 use crate::config::{Loaded, Serving, Settings, Sources, Storage};
+use crate::descriptors::Connections;
 use crate::health::{self, Health, HealthWatch, MirrorProbe, MirrorWatch, Need, OwnPort};
 use crate::log::LevelHandle;
 use crate::metrics::Metrics;
@@ -29,6 +30,9 @@ use signals::Signals;
 
 /// How often it is looked whether the certificate's files have changed.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
+/// How long the disk may take at the end for downloads that are not complete. The service manager
+/// waits for longer than this and a drain.
+const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 /// What the admin listener's clients get: its answers are short.
 const ADMIN_LIMITS: Limits = Limits {
     idle: Duration::from_mins(1),
@@ -93,6 +97,7 @@ pub async fn run(
     let settings = Arc::new(loaded.settings);
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
+    let connections = Connections::with_all_descriptors();
     let metrics = Arc::new(Metrics::default());
     let registry = match &settings.serving {
         Some(serving) => Some(Port::open(serving, &mut passed, &metrics).await?),
@@ -121,9 +126,10 @@ pub async fn run(
     let (stop_admin_sender, stop_admin) = watch::channel(false);
     let admin_serving = tokio::spawn(server::serve(
         admin,
+        connections.admin,
         {
             let shared = Arc::clone(&shared);
-            move |request| admin::answer(request, Arc::clone(&shared))
+            move |request, _| admin::answer(request, Arc::clone(&shared))
         },
         Arc::new(Metrics::default()),
         stop_admin,
@@ -179,7 +185,7 @@ pub async fn run(
             });
             (
                 Some(port.own_port.clone()),
-                Some(port.serve(Arc::clone(&shared), stop)),
+                Some(port.serve(Arc::clone(&shared), connections.registry, stop)),
             )
         }
     };
@@ -194,7 +200,7 @@ pub async fn run(
             answers(own_port.clone(), Arc::clone(&shared.metrics), deadline)
         })
     });
-    tell_started(&settings);
+    tell_started(&settings, connections.registry);
 
     signals
         .reload_until_stopped(&shared, &sources, &level)
@@ -217,6 +223,9 @@ pub async fn run(
             () = signals.stop() => tracing::warn!("stopped at once, at a second signal"),
         }
     }
+    if let Some(mirror) = &shared.mirror {
+        sync_downloads(mirror).await;
+    }
     tasks.abort_all();
     stop_admin_sender.send_replace(true);
     // Its answers are short; whether one was cut off does not matter any more.
@@ -228,7 +237,7 @@ pub async fn run(
     Ok(())
 }
 
-fn tell_started(settings: &Settings) {
+fn tell_started(settings: &Settings, connections: usize) {
     let (version, role) = (env!("CARGO_PKG_VERSION"), settings.role().as_str());
     match &settings.serving {
         Some(serving) => {
@@ -240,6 +249,7 @@ fn tell_started(settings: &Settings) {
                 tls = serving.tls.is_some(),
                 admin = %settings.admin,
                 storage = %root.display(),
+                connections,
                 "started"
             );
         }
@@ -263,10 +273,12 @@ async fn answers(
     let Some(own_port) = own_port else {
         return Ok(());
     };
-    let before = metrics.served_bytes.get();
+    let count = || metrics.served_bytes.get() + metrics.refused_connections.get();
+    let before = count();
     match tokio::time::timeout(deadline, own_port.answers()).await {
+        Ok(Ok(())) => Ok(()),
+        _ if count() > before => Ok(()),
         Ok(answered) => answered,
-        Err(_) if metrics.served_bytes.get() > before => Ok(()),
         Err(_) => Err(format!(
             "no answer within {}",
             humantime::format_duration(deadline)
@@ -314,7 +326,12 @@ impl Port {
     }
 
     /// Serves until it is told to stop, and the drain after it: whether every answer ended.
-    fn serve(self, shared: Arc<Shared>, stop: watch::Receiver<bool>) -> JoinHandle<bool> {
+    fn serve(
+        self,
+        shared: Arc<Shared>,
+        connections: usize,
+        stop: watch::Receiver<bool>,
+    ) -> JoinHandle<bool> {
         let listener = match self.identity {
             Some(identity) => Listener::Tls(self.listener, identity),
             None => Listener::Tcp(self.listener),
@@ -333,11 +350,19 @@ impl Port {
                 })
             }
         };
-        let answer = move |request| {
-            let (registry, settings) = (registry.clone(), shared.settings());
-            async move { registry.answer(request, &settings).await }
-        };
-        tokio::spawn(server::serve(listener, answer, metrics, stop, limits))
+        let answer =
+            move |request, outbox: Option<&_>| registry.answer(request, outbox, shared.settings());
+        let serving = server::serve(listener, connections, answer, metrics, stop, limits);
+        tokio::spawn(serving)
+    }
+}
+
+/// Leaves the downloads under way to the next process in a state that it can give to readers.
+async fn sync_downloads(mirror: &Mirror) {
+    match tokio::time::timeout(SYNC_DEADLINE, mirror.store().sync_fills()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "downloads could not be kept: {error}"),
+        Err(_) => tracing::warn!("downloads could not be kept: the disk took too long"),
     }
 }
 

@@ -17,12 +17,14 @@
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
 //! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`cli`] is the command line;
-//! [`failpoint`] kills a debug build where a test says so.
+//! [`descriptors`] shares out what the system allows; [`failpoint`] kills a debug build where a test
+//! says so.
 
 pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod failpoint;
 pub mod health;
 pub mod host;

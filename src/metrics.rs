@@ -74,6 +74,8 @@ pub struct Metrics {
     pub rate_limit_remaining: Family<RegistryLabels, Gauge>,
     /// Connections of clients that are open.
     pub connections: Gauge,
+    /// Connections that were closed at once, because their client had half of all.
+    pub refused_connections: Counter,
     /// 1 while ready, else 0.
     pub ready: Gauge<u64, AtomicU64>,
 }
@@ -113,6 +115,7 @@ impl Metrics {
             evicted_bytes: "Bytes of the blobs and manifests that were evicted",
             rate_limit_remaining: "Pulls that an upstream says are left in its window",
             connections: "Connections of clients that are open",
+            refused_connections: "Connections closed at once, because their client had half of all",
             ready: "1 while ready",
         }
         if let Some(gauge) = self.cache_bytes.get() {

@@ -1,9 +1,12 @@
 //! The pull-through mirror: answers from the store, and fills a miss once for everybody.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use quick_cache::sync::Cache;
 
 mod content;
+mod describe;
 mod download;
 mod evict;
 mod fill;
@@ -11,8 +14,10 @@ mod flight;
 mod freshness;
 mod passing;
 mod referrers;
+mod visibility;
 
 pub use content::{BlobContent, Piece};
+pub use describe::Described;
 pub use freshness::Served;
 pub use referrers::Referrers;
 
@@ -20,13 +25,17 @@ use evict::Evictions;
 use fill::Fills;
 use flight::Flights;
 use freshness::Resolution;
+use visibility::Wanted;
 
 use crate::config::{CacheLimit, Freshness, Serving};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
-use crate::store::{Store, StoreError};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::store::{Page, Store, StoreError};
+use crate::upstream::{Description, PUBLIC_FOR, Upstream, UpstreamError};
+
+/// Tags asked for by HEAD that are remembered until their manifests are asked for.
+const DESCRIBED: usize = 1024;
 
 /// Something could not be served.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,6 +60,9 @@ pub enum MirrorError {
     /// Nothing is cached, and the upstream can't be asked now.
     #[error("nothing cached, and {0}")]
     Unavailable(UpstreamError),
+    /// The upstream's manifest is larger than any that is taken.
+    #[error("{0}")]
+    TooLarge(UpstreamError),
     /// What the upstream sent is not what the digest says.
     #[error("{upstream} sent other bytes than {wanted} for {name}")]
     Mismatch {
@@ -132,6 +144,13 @@ struct Inner {
     evictions: Evictions,
     manifests: Flights<(Repository, Reference), Result<Arc<Manifest>, MirrorError>>,
     tags: Flights<(Repository, Tag), Resolution>,
+    descriptions: Flights<(Repository, Reference), Result<Option<Description>, UpstreamError>>,
+    /// The tags that were asked for by HEAD, by what they are, and when.
+    described: Cache<(Repository, Digest), (Tag, Instant)>,
+    referrers: Flights<(Repository, Digest), Result<Vec<serde_json::Value>, UpstreamError>>,
+    visible: Flights<Repository, Result<(), UpstreamError>>,
+    /// Held while it is noted who may see a repository.
+    noting: tokio::sync::Mutex<()>,
 }
 
 impl Mirror {
@@ -150,6 +169,11 @@ impl Mirror {
             evictions: Evictions::default(),
             manifests: Flights::default(),
             tags: Flights::default(),
+            descriptions: Flights::default(),
+            described: Cache::new(DESCRIBED),
+            referrers: Flights::default(),
+            visible: Flights::default(),
+            noting: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -186,7 +210,7 @@ impl Mirror {
     /// docker.io's, or, where docker.io is not mirrored, the first upstream's.
     pub fn source(&self, name: &Name, ns: Option<&str>) -> Result<Source, MirrorError> {
         let live = self.live();
-        let (upstream, name) = match (ns, name.split_first()) {
+        let (upstream, name) = match (ns, name.first().and_then(|host| live.upstream(host))) {
             (Some(ns), _) => {
                 let host: Option<RegistryHost> = ns.parse().ok();
                 let upstream = host.and_then(|host| live.upstream(host.as_str()));
@@ -196,15 +220,12 @@ impl Mirror {
                 })?;
                 (upstream, name.clone())
             }
-            (None, Some((host, rest))) => match live.upstream(host) {
-                Some(upstream) => (upstream, rest),
-                None => (live.default(), name.clone()),
-            },
+            (None, Some(upstream)) => (upstream, name.rest().unwrap_or_else(|| name.clone())),
             (None, None) => (live.default(), name.clone()),
         };
         // Docker Hub has no such names: it is another registry's image that is meant, and its place
         // in the store.
-        if let Some((host, _)) = name.split_first()
+        if let Some(host) = name.first()
             && upstream.registry().is_docker_hub()
             && (host.contains('.') || host == "localhost")
         {
@@ -214,7 +235,7 @@ impl Mirror {
             });
         }
         // Docker Hub's official images are under `library/`; people leave it out, clients add it.
-        let name = match name.split_first() {
+        let name = match name.first() {
             None if upstream.registry().is_docker_hub() => {
                 format!("library/{name}").parse().unwrap_or(name)
             }
@@ -230,6 +251,8 @@ impl Mirror {
 
     /// A blob, from the store or, while it arrives, from its upstream.
     pub async fn blob(&self, source: &Source, digest: &Digest) -> Result<BlobContent, MirrorError> {
+        let anybody = self.admit_anybody(source, Wanted::Blob(digest.clone()));
+        anybody.await.map_err(blob_error)?;
         if let Some(blob) = self.0.store.blob(digest).await? {
             self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
@@ -267,6 +290,8 @@ impl Mirror {
         digest: &Digest,
     ) -> Result<Option<u64>, MirrorError> {
         if let Some(blob) = self.0.store.blob(digest).await? {
+            let anybody = self.admit_anybody(source, Wanted::Blob(digest.clone()));
+            anybody.await.map_err(blob_error)?;
             self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
             return Ok(Some(blob.size));
@@ -292,7 +317,9 @@ impl Mirror {
                 Ok(())
             }
             Err(error @ MirrorError::Unavailable(_)) => {
-                if store.names_layer(&source.stored, digest).await? {
+                if self.may_be_stale(source).await
+                    && store.names_layer(&source.stored, digest).await?
+                {
                     return Ok(());
                 }
                 Err(error)
@@ -336,11 +363,8 @@ impl Mirror {
         source: &Source,
         digest: &Digest,
     ) -> Result<Option<u64>, MirrorError> {
-        source
-            .upstream
-            .blob_size(&source.name, digest)
-            .await
-            .map_err(blob_error)
+        let size = source.upstream.blob_size(&source.name, digest).await;
+        self.learn(source, size).await.map_err(blob_error)
     }
 
     /// A page of a repository's tags: `last` excluded, at most `limit`, and whether there are more.
@@ -351,7 +375,8 @@ impl Mirror {
         limit: Option<usize>,
         last: Option<&str>,
     ) -> Result<TagPage, MirrorError> {
-        let error = match source.upstream.tags(&source.name, limit, last).await {
+        let asked = source.upstream.tags(&source.name, limit, last).await;
+        let error = match self.learn(source, asked).await {
             Ok(page) => {
                 return Ok(TagPage {
                     tags: page.tags,
@@ -360,19 +385,20 @@ impl Mirror {
                 });
             }
             Err(e) if e.is_final() => return Err(MirrorError::NameUnknown(e)),
-            Err(e) => e,
+            Err(e) => MirrorError::Unavailable(e),
         };
-        let mut tags: Vec<String> = self
-            .0
-            .store
-            .tags(&source.stored)
-            .await?
-            .into_iter()
-            .map(|tag| tag.to_string())
-            .filter(|tag| last.is_none_or(|last| tag.as_str() > last))
-            .collect();
+        if !self.may_be_stale(source).await {
+            return Err(error);
+        }
+        let page = Page {
+            after: last.unwrap_or_default().to_owned(),
+            // Whether there are more is told by one more.
+            limit: limit.map_or(usize::MAX, |limit| limit.saturating_add(1)),
+        };
+        let tags = self.0.store.tags(&source.stored, page).await?;
+        let mut tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
         if tags.is_empty() && last.is_none() {
-            return Err(MirrorError::Unavailable(error));
+            return Err(error);
         }
         self.0.metrics.stale_served.inc();
         let more = limit.is_some_and(|limit| tags.len() > limit);
@@ -407,6 +433,8 @@ fn blob_error(error: UpstreamError) -> MirrorError {
 fn manifest_error(error: UpstreamError) -> MirrorError {
     if error.is_final() {
         MirrorError::ManifestUnknown(error)
+    } else if matches!(error, UpstreamError::TooLarge { .. }) {
+        MirrorError::TooLarge(error)
     } else {
         MirrorError::Unavailable(error)
     }
@@ -433,7 +461,9 @@ fn upstreams(
 ) -> Vec<Arc<Upstream>> {
     let kept = |wanted| {
         before.iter().find(|upstream| {
-            upstream.settings() == wanted && upstream.timeouts() == settings.timeouts
+            upstream.settings() == wanted
+                && upstream.timeouts() == settings.timeouts
+                && upstream.public_for() == settings.freshness.window.min(PUBLIC_FOR)
         })
     };
     settings
@@ -441,7 +471,12 @@ fn upstreams(
         .iter()
         .map(|wanted| match kept(wanted) {
             Some(upstream) => Arc::clone(upstream),
-            None => Arc::new(Upstream::new(wanted.clone(), settings.timeouts, metrics)),
+            None => Arc::new(Upstream::new(
+                wanted.clone(),
+                settings.timeouts,
+                settings.freshness.window,
+                metrics,
+            )),
         })
         .collect()
 }

@@ -1,11 +1,14 @@
 //! The HTTP edge: requests are parsed into typed values here, and answered in the words of the
 //! distribution specification.
 
+use std::future::Ready;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use futures_util::future::Either;
+use http::header::{ALLOW, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 mod activity;
@@ -13,13 +16,15 @@ mod blob;
 mod body;
 mod list;
 mod manifest;
+mod peers;
 mod referrers;
 mod route;
 mod sendfile;
 pub mod server;
 mod tls;
 
-pub use body::Body;
+pub use body::{Body, TEXT};
+pub use sendfile::Outbox;
 
 use route::{Route, RouteError};
 
@@ -30,6 +35,7 @@ use crate::mirror::{Mirror, MirrorError};
 use crate::oci::{ErrorBody, ErrorCode};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
 /// What is served was not confirmed. Source: RFC 7234, 5.5.1.
 const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
 /// Seconds after which a client that got a 503 may come back. Clients with another place to go
@@ -62,6 +68,7 @@ impl From<MirrorError> for Refusal {
             MirrorError::BlobUnknown(_) => ErrorCode::BlobUnknown,
             MirrorError::ManifestUnknown(_) => ErrorCode::ManifestUnknown,
             MirrorError::NameUnknown(_) | MirrorError::NotMirrored { .. } => ErrorCode::NameUnknown,
+            MirrorError::TooLarge(_) => ErrorCode::ManifestInvalid,
             MirrorError::Unavailable(_)
             | MirrorError::Mismatch { .. }
             | MirrorError::Store(_)
@@ -72,7 +79,7 @@ impl From<MirrorError> for Refusal {
             tracing::error!(%error, "the store failed: {error}");
             return Self::new(code, "this mirror's storage failed; its log says how");
         }
-        if code == ErrorCode::Unavailable {
+        if matches!(code, ErrorCode::Unavailable | ErrorCode::ManifestInvalid) {
             // Clients go elsewhere without a word: only here can the operator learn of it.
             tracing::warn!(%error, "a request could not be answered: {error}");
         }
@@ -88,17 +95,15 @@ impl From<RouteError> for Refusal {
             // What can't be a tag is the tag of no manifest.
             RouteError::Tag(_) => ErrorCode::ManifestUnknown,
             RouteError::Nothing => ErrorCode::NameUnknown,
-            RouteError::Page(_) => {
-                return Self {
-                    code: ErrorCode::Unsupported,
-                    status: StatusCode::BAD_REQUEST,
-                    message: error.to_string(),
-                };
-            }
+            RouteError::Page(_) => ErrorCode::PaginationNumberInvalid,
         };
         Self::new(code, error.to_string())
     }
 }
+
+/// An answer: most are there at once, and need no future to be made and moved for them.
+pub type Answer =
+    Either<Ready<Response<Body>>, Pin<Box<dyn Future<Output = Response<Body>> + Send>>>;
 
 /// The registry's API. Cheap to clone.
 #[derive(Clone)]
@@ -118,27 +123,52 @@ impl Registry {
         }
     }
 
-    /// Answers one request; never fails.
-    pub async fn answer<B>(&self, request: Request<B>, settings: &Settings) -> Response<Body> {
-        let started = Instant::now();
-        let (parts, _) = request.into_parts();
-        let route = Route::parse(&parts.uri);
+    /// Answers one request; never fails. `outbox` is that of the connection, where it has one.
+    pub fn answer<B>(
+        &self,
+        request: Request<B>,
+        outbox: Option<&Outbox>,
+        settings: Arc<Settings>,
+    ) -> Answer {
+        let started = settings.log.access.then(Instant::now);
+        let request = request.map(drop);
+        let route = Route::parse(request.uri());
         let kind = route.as_ref().map_or("other", Route::kind);
-        let mut response = match route {
-            Ok(route) => match self.at_once(&parts, &route) {
-                Some(response) => Ok(response),
-                // In a box: a download's state is large, and moved with every request otherwise.
-                None => Box::pin(self.dispatch(&parts, route)).await,
+        let response = match route {
+            Ok(route) => match self.at_once(&request, &route) {
+                Some(response) => response,
+                None => {
+                    let (registry, outbox) = (self.clone(), outbox.cloned());
+                    return Either::Right(Box::pin(async move {
+                        let response = registry.dispatch(&request, route, outbox).await;
+                        let response = response.unwrap_or_else(|refusal| error_answer(&refusal));
+                        registry.finish(&request, kind, response, &settings, started)
+                    }));
+                }
             },
-            Err(error) => Err(error.into()),
-        }
-        .unwrap_or_else(|refusal| error_answer(&refusal));
+            Err(error) => error_answer(&error.into()),
+        };
+        let response = self.finish(&request, kind, response, &settings, started);
+        Either::Left(std::future::ready(response))
+    }
+
+    /// What all answers have in common.
+    fn finish(
+        &self,
+        request: &Request<()>,
+        kind: &'static str,
+        mut response: Response<Body>,
+        settings: &Settings,
+        started: Option<Instant>,
+    ) -> Response<Body> {
         let headers = response.headers_mut();
-        headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if !headers.contains_key(API_VERSION) {
+            headers.insert(API_VERSION, API_VERSION_VALUE);
+        }
         for (name, value) in settings.serving.iter().flat_map(|serving| &serving.headers) {
             headers.append(name, value.clone());
         }
-        if parts.method == Method::HEAD {
+        if request.method() == Method::HEAD {
             *response.body_mut() = Body::empty();
         }
         let status = response.status();
@@ -152,11 +182,15 @@ impl Registry {
         // What only asks whether anybody is here: load balancers, every client of a fleet and the
         // watchdog do that every few seconds.
         let check = matches!(kind, "root" | "base") && status.is_success();
-        let log = settings.log.access && !check;
-        let access = log.then(|| body::Access {
-            method: parts.method,
-            path: parts.uri.path().to_owned(),
-            agent: agent(&parts.headers),
+        let started = started.filter(|_| !check);
+        let access = started.map(|started| body::Access {
+            method: request.method().clone(),
+            // With its query: `ns` is which registry was meant.
+            target: request
+                .uri()
+                .path_and_query()
+                .map_or_else(String::new, ToString::to_string),
+            agent: agent(request.headers()),
             status,
             started,
         });
@@ -168,7 +202,7 @@ impl Registry {
     }
 
     /// The answer to what needs no waiting.
-    fn at_once(&self, request: &http::request::Parts, route: &Route) -> Option<Response<Body>> {
+    fn at_once(&self, request: &Request<()>, route: &Route) -> Option<Response<Body>> {
         let Route::Manifest {
             name,
             ns,
@@ -177,25 +211,26 @@ impl Registry {
         else {
             return None;
         };
-        if !matches!(request.method, Method::GET | Method::HEAD) {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
         let source = self.mirror.source(name, ns.as_deref()).ok()?;
         let served = self.mirror.manifest_at_once(&source, reference)?;
-        Some(manifest::respond(request, &served))
+        Some(manifest::respond(request.headers(), &served))
     }
 
     async fn dispatch(
         &self,
-        request: &http::request::Parts,
+        request: &Request<()>,
         route: Route,
+        outbox: Option<Outbox>,
     ) -> Result<Response<Body>, Refusal> {
-        if !matches!(request.method, Method::GET | Method::HEAD) {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Refusal::new(
                 ErrorCode::Unsupported,
                 format!(
                     "{} is not supported: this is a mirror, from which images are pulled; push to the registry that has them",
-                    request.method
+                    request.method()
                 ),
             ));
         }
@@ -204,7 +239,7 @@ impl Registry {
             Route::Base => Ok(json_answer(Bytes::from_static(b"{}"))),
             Route::Blob { name, ns, digest } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
-                blob::answer(&self.mirror, request, &source, &digest).await
+                blob::answer(&self.mirror, request, &source, &digest, outbox).await
             }
             Route::Manifest {
                 name,
@@ -212,7 +247,8 @@ impl Registry {
                 reference,
             } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
-                manifest::answer(&self.mirror, request, &source, &reference).await
+                let (method, asked) = (request.method(), request.headers());
+                manifest::answer(&self.mirror, method, asked, &source, &reference).await
             }
             Route::Tags { name, ns, page } => {
                 let source = self.mirror.source(&name, ns.as_deref())?;
@@ -239,11 +275,11 @@ impl Registry {
     fn root(&self) -> Response<Body> {
         let health = self.health.borrow();
         let (status, text) = if health.ready {
-            (StatusCode::OK, "ready\n".to_owned())
+            (StatusCode::OK, "ready\n")
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned())
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
         };
-        answer(status, "text/plain; charset=utf-8", Bytes::from(text))
+        Body::answer(status, TEXT, text)
     }
 }
 
@@ -254,18 +290,8 @@ fn agent(headers: &http::HeaderMap) -> String {
     agent.unwrap_or("-").chars().take(120).collect()
 }
 
-fn answer(status: StatusCode, content_type: &'static str, bytes: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CONTENT_LENGTH, bytes.len().into());
-    *response.body_mut() = Body::full(bytes);
-    response
-}
-
 fn json_answer(bytes: Bytes) -> Response<Body> {
-    answer(StatusCode::OK, "application/json", bytes)
+    Body::answer(StatusCode::OK, "application/json", bytes)
 }
 
 fn error_answer(refusal: &Refusal) -> Response<Body> {

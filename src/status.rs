@@ -100,7 +100,7 @@ pub struct StorageStatus {
     pub available_bytes: Option<u64>,
     /// What is in use of it, in bytes, by whomever.
     pub used_bytes: Option<u64>,
-    /// How much may be stored (`80% of the disk`, `500.00 GB`).
+    /// How much may be stored (`80% of what others leave of the disk`, `500.00 GB`).
     pub cache_limit: String,
     /// The bytes of all blobs and manifests; absent before they were counted.
     pub cache_bytes: Option<u64>,
@@ -312,7 +312,7 @@ impl StorageStatus {
         {
             let share = used.saturating_mul(100) / (used + available).max(1);
             // Writing to a String can't fail.
-            let _ = write!(text, ", of which {share}% is in use");
+            let _ = write!(text, "; {share}% of the disk is in use");
         }
         text
     }

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{Equivalent, Weighter};
 use serde_json::Value;
 
 pub mod audit;
+mod catalog;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
@@ -22,6 +23,7 @@ mod partial;
 mod sweep;
 mod usage;
 
+pub use catalog::Page;
 pub use part::{Blob, FilePart};
 pub use partial::Partial;
 pub use sweep::{Removed, Stored};
@@ -145,6 +147,16 @@ impl Inner {
     }
 }
 
+/// The key of something of a repository, to look it up without making one.
+#[derive(Hash)]
+struct Key<'a, T>(&'a Repository, &'a T);
+
+impl<T: Eq> Equivalent<(Repository, T)> for Key<'_, T> {
+    fn equivalent(&self, key: &(Repository, T)) -> bool {
+        (self.0, self.1) == (&key.0, &key.1)
+    }
+}
+
 /// Weighs a manifest by the memory it takes, about.
 #[derive(Debug, Clone)]
 struct BySize;
@@ -251,13 +263,13 @@ impl Store {
 
     /// A manifest of a repository, where it is in memory.
     pub fn recent_manifest(&self, of: &Repository, digest: &Digest) -> Option<Arc<Manifest>> {
-        let kept = self.0.manifests.get(&(of.clone(), digest.clone()))?;
+        let kept = self.0.manifests.get(&Key(of, digest))?;
         Some(self.used(&kept))
     }
 
     /// Which manifest a tag is, where that is in memory.
     pub fn recent_tag(&self, of: &Repository, tag: &Tag) -> Option<TagLink> {
-        self.0.tags.get(&(of.clone(), tag.clone()))
+        self.0.tags.get(&Key(of, tag))
     }
 
     /// Gives what is in memory, and notes in the files, now and then, that it is in use.
@@ -378,15 +390,28 @@ impl Store {
             .await
     }
 
-    /// The tags of a repository, sorted.
-    pub async fn tags(&self, of: &Repository) -> Result<Vec<Tag>, StoreError> {
-        let repository = of.clone();
-        self.run(move |store| store.tags(&repository)).await
+    /// Whether everybody could see a repository when that was last noted.
+    pub async fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+        let repository = repository.clone();
+        self.run(move |store| store.is_public(&repository)).await
     }
 
-    /// The repositories that have manifests, sorted.
-    pub async fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
-        self.run(Filesystem::repositories).await
+    /// Notes whether everybody can see a repository.
+    pub async fn set_public(&self, of: &Repository, public: bool) -> Result<(), StoreError> {
+        let repository = of.clone();
+        self.run(move |store| store.set_public(&repository, public))
+            .await
+    }
+
+    /// A page of the tags of a repository, in their order.
+    pub async fn tags(&self, of: &Repository, page: Page) -> Result<Vec<Tag>, StoreError> {
+        let repository = of.clone();
+        self.run(move |store| store.tags(&repository, &page)).await
+    }
+
+    /// A page of the repositories that have manifests, in the order of their names.
+    pub async fn repositories(&self, page: Page) -> Result<Vec<Repository>, StoreError> {
+        self.run(move |store| store.repositories(&page)).await
     }
 
     /// Opens the file that a blob is downloaded into.
@@ -437,6 +462,11 @@ impl Store {
         .await
     }
 
+    /// Brings the downloads to the disk, for the process after this one to go on with.
+    pub async fn sync_fills(&self) -> Result<(), StoreError> {
+        self.run(Filesystem::sync_fills).await
+    }
+
     /// Removes a download that is not what it should be.
     pub async fn discard_fill(&self, digest: &Digest) -> Result<(), StoreError> {
         let digest = digest.clone();
@@ -454,7 +484,12 @@ impl Store {
         self.run(Filesystem::count).await
     }
 
-    /// All blobs and manifests, sorted by digest. It counts their bytes as well.
+    /// The bytes of all downloads, those that are under way and those that were given up.
+    pub async fn fill_bytes(&self) -> Result<u64, StoreError> {
+        self.run(Filesystem::fill_bytes).await
+    }
+
+    /// All blobs and manifests, sorted by digest, and after them all downloads. It counts their bytes as well.
     pub async fn inventory(&self) -> Result<Vec<Stored>, StoreError> {
         self.run(Filesystem::inventory).await
     }
@@ -482,10 +517,15 @@ impl Store {
         .await
     }
 
-    /// Removes downloads that were given up long ago, and says how many bytes they had.
-    pub async fn remove_stale_fills(&self) -> Result<u64, StoreError> {
-        self.run(|store| store.remove_stale_fills(SystemTime::now()))
-            .await
+    /// Removes what nobody waits for any longer, downloads that were given up and referrers of what
+    /// is not here, and says how many bytes the downloads had.
+    pub async fn remove_stale(&self) -> Result<u64, StoreError> {
+        self.run(|store| {
+            let now = SystemTime::now();
+            store.remove_stale_referrers(now)?;
+            store.remove_stale_fills(now)
+        })
+        .await
     }
 
     /// Proves that the store can be written and read back.
@@ -496,5 +536,21 @@ impl Store {
     /// The disk that holds the store.
     pub async fn disk(&self) -> Result<Disk, StoreError> {
         self.run(Filesystem::disk).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_borrowed_key_finds_what_is_under_an_owned_one() {
+        let repository = |path: &str| Repository::from_path(path.to_owned());
+        let (one, other) = (repository("library/one"), repository("library/other"));
+        let tag: Tag = "latest".parse().unwrap();
+        let cache = Cache::new(4);
+        cache.insert((one.clone(), tag.clone()), 1);
+        assert_eq!(cache.get(&Key(&one, &tag)), Some(1));
+        assert_eq!(cache.get(&Key(&other, &tag)), None);
     }
 }

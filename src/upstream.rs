@@ -1,8 +1,9 @@
 //! The registries that are mirrored: whom to ask, as whom, and when better not.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::ACCEPT_ENCODING;
@@ -20,9 +21,9 @@ mod token;
 pub use crate::config::Timeouts;
 pub use error::UpstreamError;
 pub use record::{Budget, LastContact};
-pub use requests::{FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
+pub use requests::{Description, FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
 
-use endpoint::Endpoint;
+use endpoint::{AskedAs, Endpoint};
 use error::Question;
 use record::Record;
 
@@ -33,8 +34,8 @@ use crate::oci::{Name, RegistryHost};
 /// `Docker-Content-Digest`: the digest of a manifest that was asked for by tag.
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// How long a repository that anybody could pull is taken to be one that anybody can.
-const PUBLIC_FOR: Duration = Duration::from_hours(1);
+/// The longest that a repository which anybody could pull is taken to be one that anybody can.
+pub const PUBLIC_FOR: Duration = Duration::from_mins(1);
 /// Repositories of which that is remembered.
 const PUBLIC_MEMORY: usize = 16 * 1024;
 
@@ -43,11 +44,15 @@ pub struct Upstream {
     settings: UpstreamSettings,
     timeouts: Timeouts,
     /// Where it is asked, in order: the next where one fails.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
     /// The same, asked as nobody: who may see what our credentials can.
-    anonymous: Vec<Endpoint>,
+    anonymous: Vec<Arc<Endpoint>>,
     /// When a repository was last seen to be public.
     public: Cache<Name, Instant>,
+    /// How long it is then taken to be.
+    public_for: Duration,
+    /// What was learned of who may see a repository, and is to be kept.
+    learned: Mutex<HashMap<Name, bool>>,
     record: Arc<Record>,
 }
 
@@ -60,27 +65,37 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// A client of the upstream; nothing is sent yet.
-    pub fn new(settings: UpstreamSettings, timeouts: Timeouts, metrics: &Arc<Metrics>) -> Self {
+    /// A client of the upstream; nothing is sent yet. A repository that is public is taken to be so
+    /// for `public_for`, and for [`PUBLIC_FOR`] at the most.
+    pub fn new(
+        settings: UpstreamSettings,
+        timeouts: Timeouts,
+        public_for: Duration,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         let record = Arc::new(Record::new(&settings.registry, Some(Arc::clone(metrics))));
-        let endpoints = |credentials, record: &Arc<Record>| {
+        let public_for = public_for.min(PUBLIC_FOR);
+        let endpoints = |credentials, asked_as| {
             let endpoint = |url| {
-                let registry = settings.registry.clone();
-                Endpoint::new(registry, url, credentials, timeouts, Arc::clone(record))
+                let (registry, record) = (settings.registry.clone(), Arc::clone(&record));
+                let endpoint =
+                    Endpoint::new(registry, url, credentials, timeouts, record, asked_as);
+                Arc::new(endpoint)
             };
             settings.urls.iter().cloned().map(endpoint).collect()
         };
         let anonymous = if settings.credentials.is_some() && !settings.share_private {
-            // Nobody's pulls are counted apart from ours.
-            endpoints(None, &Arc::new(Record::new(&settings.registry, None)))
+            endpoints(None, AskedAs::Nobody(public_for))
         } else {
             Vec::new()
         };
         Self {
             timeouts,
-            endpoints: endpoints(settings.credentials.as_ref(), &record),
+            endpoints: endpoints(settings.credentials.as_ref(), AskedAs::Ourselves),
             anonymous,
             public: Cache::new(PUBLIC_MEMORY),
+            public_for,
+            learned: Mutex::default(),
             record,
             settings,
         }
@@ -109,7 +124,10 @@ impl Upstream {
     /// Whether it was late, or did not answer at all, a moment ago: then nobody who has a cached
     /// answer waits for it.
     pub fn is_suspect(&self) -> bool {
-        self.record.is_suspect() || self.endpoints.iter().all(Endpoint::is_down)
+        let down = |endpoints: &[Arc<Endpoint>]| endpoints.iter().all(|it| it.is_down());
+        self.record.is_suspect()
+            || down(&self.endpoints)
+            || self.is_guarded() && down(&self.anonymous)
     }
 
     /// Notes that it did not answer in the time that somebody with a cached answer would wait.
@@ -122,7 +140,57 @@ impl Upstream {
         self.record.stretched(window)
     }
 
-    /// Asks for a path of a repository, at the first endpoint that can answer.
+    /// Whether it is asked as somebody who may see more than others, while what only that account
+    /// can see is given to nobody.
+    pub fn is_guarded(&self) -> bool {
+        !self.anonymous.is_empty()
+    }
+
+    /// How long a repository that is public is taken to be so.
+    pub fn public_for(&self) -> Duration {
+        self.public_for
+    }
+
+    /// Whether what is stored of a repository may be given out without asking.
+    pub fn is_open(&self, name: &Name) -> bool {
+        !self.is_guarded() || self.is_public_now(name)
+    }
+
+    fn is_public_now(&self, name: &Name) -> bool {
+        let seen = self.public.get(name);
+        seen.is_some_and(|seen| seen.elapsed() < self.public_for)
+    }
+
+    /// Whether something was learned of who may see a repository.
+    pub fn has_learned(&self, name: &Name) -> bool {
+        self.is_guarded() && self.lessons().contains_key(name)
+    }
+
+    /// What was learned of who may see a repository since this was last asked: whether everybody.
+    pub fn learned(&self, name: &Name) -> Option<bool> {
+        self.lessons().remove(name)
+    }
+
+    fn lessons(&self) -> MutexGuard<'_, HashMap<Name, bool>> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saw_public(&self, name: &Name) {
+        let known = self.public.get(name).is_some();
+        self.public.insert(name.clone(), Instant::now());
+        if !known {
+            self.lessons().insert(name.clone(), true);
+        }
+    }
+
+    /// Notes that not everybody may see a repository.
+    pub fn saw_private(&self, name: &Name) {
+        self.public.remove(name);
+        self.lessons().insert(name.clone(), false);
+    }
+
+    /// Asks for content, which costs a pull or bandwidth, at the first endpoint that can answer: as
+    /// ourselves, once it is certain that everybody may see it.
     async fn get(
         &self,
         method: Method,
@@ -131,30 +199,46 @@ impl Upstream {
         what: &str,
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        self.check_public(path, name, what).await?;
+        // Source: a registry answers nobody for a private name as it does for one that it does not
+        // have.
+        if !self.is_open(name) {
+            let manifests = requests::accept_manifests();
+            match self.look(Method::HEAD, path, name, what, manifests).await {
+                Err(error) if error.is_of_method() => {
+                    self.tags(name, Some(1), None).await?;
+                }
+                seen => {
+                    seen?;
+                }
+            }
+        }
         ask(&self.endpoints, &method, path, name, what, headers).await
     }
 
-    /// Refuses what only our own credentials can see: a mirror gives what it has to anybody. Source:
-    /// a registry answers nobody for a private name as it does for one that it does not have.
-    async fn check_public(&self, path: &str, name: &Name, what: &str) -> Result<(), UpstreamError> {
-        if self.anonymous.is_empty() {
-            return Ok(());
+    /// Asks what costs nothing, at the first endpoint that can answer: as nobody, where what only we
+    /// can see is given to nobody. Then the answer proves that everybody may see the repository.
+    async fn look(
+        &self,
+        method: Method,
+        path: &str,
+        name: &Name,
+        what: &str,
+        headers: HeaderMap,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        if !self.is_guarded() {
+            return ask(&self.endpoints, &method, path, name, what, headers).await;
         }
-        let seen = self.public.get(name);
-        if seen.is_some_and(|seen| seen.elapsed() < PUBLIC_FOR) {
-            return Ok(());
+        let seen = ask(&self.anonymous, &method, path, name, what, headers).await;
+        match &seen {
+            Ok(_) => self.saw_public(name),
+            Err(UpstreamError::Denied { .. }) => self.saw_private(name),
+            // Perhaps of this alone; whatever is stored is asked about before it is given out.
+            Err(UpstreamError::NotFound { .. }) => {
+                self.public.remove(name);
+            }
+            Err(_) => {}
         }
-        // HEAD costs no pull; lists of tags are not known to answer it.
-        let method = if path.contains("/tags/list") {
-            Method::GET
-        } else {
-            Method::HEAD
-        };
-        let headers = requests::accept_manifests();
-        ask(&self.anonymous, &method, path, name, what, headers).await?;
-        self.public.insert(name.clone(), Instant::now());
-        Ok(())
+        seen
     }
 
     fn question<'a>(&'a self, what: &'a str) -> Question<'a> {
@@ -184,7 +268,7 @@ impl Upstream {
 /// Asks one endpoint after the other until one has it. What the last one says counts, unless none
 /// of those before could be asked at all and it only does not have it: then nobody knows.
 async fn ask(
-    endpoints: &[Endpoint],
+    endpoints: &[Arc<Endpoint>],
     method: &Method,
     path: &str,
     name: &Name,

@@ -9,23 +9,29 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use http_body_util::Empty;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::agent::{Agent, SHORT, Setup};
+use support::agent::{Agent, Setup};
 use support::client::Client;
 use support::image::{Image, KIB, MIB};
 use support::upstream::{On, Upstream};
 use support::{PATIENCE, eventually};
 
+/// Answers that a client may have at once.
+const STREAMS: usize = 32;
 /// More than the buffers of two sockets hold.
 const LAYER: usize = 20 * MIB;
+/// How long a client may be idle, as the agent is told it and as tests reckon with it.
+const IDLE: (&str, Duration) = ("500ms", Duration::from_millis(500));
 
 /// A mirror whose clients may be idle for a short time only, with a large layer in it.
 fn mirror() -> (Upstream, Agent, String) {
     let (hub, image) = (Upstream::start(), Image::new(1, &[LAYER]));
     hub.push("library/app", "latest", &image);
-    let agent = Setup::mirror(&hub).set("clients.idle", SHORT).start();
+    let agent = Setup::mirror(&hub).set("clients.idle", IDLE.0).start();
     let layer = format!("/v2/library/app/blobs/{}", image.layer().digest);
     (hub, agent, layer)
 }
@@ -119,6 +125,26 @@ fn who_reads_nothing_of_an_answer_is_disconnected_and_others_are_served() {
     drop(stuck);
 }
 
+/// So slow that the agent can't write for longer than a client may read nothing.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the pauses of a slow reader are what is tested"
+)]
+fn who_reads_slowly_and_steadily_gets_all_of_it() {
+    let (_hub, agent, layer) = mirror();
+    let whole = agent.get(&layer).body;
+    // From the store: what is still on its way would be the upstream's pace.
+    let mut response = agent.request("GET", &layer).open();
+    let (mut slowly, began) = (Vec::new(), Instant::now());
+    while began.elapsed() < 6 * IDLE.1 {
+        slowly.extend(response.read(64 * KIB));
+        std::thread::sleep(IDLE.1 / 10);
+    }
+    let rest = response.finish();
+    assert!(rest.complete && [slowly, rest.body].concat() == whole);
+}
+
 #[test]
 fn a_body_that_comes_with_a_request_is_not_read() {
     let (_hub, agent, _) = mirror();
@@ -167,6 +193,61 @@ fn http_2_is_no_way_to_stay() {
             drop(answer);
         }
     });
+}
+
+/// Clients that open their windows wide and take nothing of many answers cost the agent a piece of
+/// each, however large the windows are.
+#[test]
+fn http_2_is_no_way_to_have_much_held_in_memory() {
+    let (hub, image) = (Upstream::start(), Image::new(1, &[LAYER]));
+    hub.push("library/app", "latest", &image);
+    let agent = Setup::mirror(&hub).start();
+    let layer = format!("/v2/library/app/blobs/{}", image.layer().digest);
+    agent.get(&layer).assert_is(&image.layer().bytes);
+    let Client::Tcp(address) = agent.registry() else {
+        panic!("a TCP listener")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let connections = runtime.block_on(async {
+        let mut connections = Vec::new();
+        for _ in 0..8 {
+            let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .initial_stream_window_size(1 << 30)
+                .initial_connection_window_size(1 << 30);
+            let (sender, mut connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
+            let requests = (0..STREAMS).map(|_| {
+                let request = http::Request::get(format!("http://{address}{layer}"));
+                let mut sender = sender.clone();
+                async move {
+                    let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+                    sender.send_request(request).await.unwrap()
+                }
+            });
+            // The connection is driven until all answers have begun, and not any more after that.
+            let answers = tokio::select! {
+                answers = futures_util::future::join_all(requests) => answers,
+                _ = &mut connection => panic!("the connection ended"),
+            };
+            connections.push((answers, connection, sender));
+        }
+        connections
+    });
+    // The agent sends until all that is between it and the clients is full.
+    let (mut sent, mut since) = (0.0, 0);
+    eventually(PATIENCE, "no more is sent", || {
+        let before =
+            std::mem::replace(&mut sent, agent.metric("registry_agent_served_bytes_total"));
+        since = if sent > before { 0 } else { since + 1 };
+        since > 50
+    });
+    let held = agent.peak_memory();
+    assert!(held < 96 * MIB, "{} MiB", held / MIB);
+    drop(connections);
 }
 
 /// What takes the agent long is not the client's fault.

@@ -90,3 +90,66 @@ fn a_tag_is_asked_about_less_often_as_pulls_run_out() {
     let reply = agent.get("/v2/library/app/manifests/0");
     assert_eq!((reply.status, asked()), (200, before + 1));
 }
+
+#[test]
+fn a_limit_on_anything_but_manifests_keeps_no_manifest_back() {
+    let images = [Image::small(1), Image::small(2)];
+    for (part, cdn) in [("/blobs/", false), ("/cdn/", true), ("/token", false)] {
+        let hub = if cdn {
+            Upstream::options().cdn().start()
+        } else {
+            Upstream::start()
+        };
+        for (number, image) in images.iter().enumerate() {
+            hub.push("library/app", &number.to_string(), image);
+        }
+        let agent = Setup::mirror(&hub).start();
+        hub.fault(1, On::get(part), Fault::RetryAfter(3600));
+        let blob = format!("/v2/library/app/blobs/{}", images[0].layer().digest);
+        agent.get(&blob).assert_error(503, "UNAVAILABLE");
+        for image in &images {
+            let manifest = format!("/v2/library/app/manifests/{}", image.digest());
+            assert_eq!(agent.get(&manifest).status, 200, "{part}");
+        }
+    }
+}
+
+#[test]
+fn an_upstream_that_limits_blobs_is_left_alone_with_them_for_as_long_as_it_says() {
+    let image = Image::small(1);
+    let hub = hub_with(&[&image]);
+    let agent = Setup::mirror(&hub).start();
+    let blob = format!("/v2/library/app/blobs/{}", image.layer().digest);
+    hub.fault(1, On::get("/blobs/"), Fault::RetryAfter(30));
+    for _ in 0..2 {
+        agent.get(&blob).assert_error(503, "UNAVAILABLE");
+    }
+    assert_eq!(hub.count("GET", "/blobs/"), 1);
+}
+
+#[test]
+fn a_tag_that_is_only_looked_at_costs_no_pull_and_is_kept_once_its_manifest_is() {
+    let image = Image::small(1);
+    let hub = hub_with(&[&image]);
+    let agent = Setup::mirror(&hub).start();
+    let tag = "/v2/library/app/manifests/0";
+    let by_digest = format!("/v2/library/app/manifests/{}", image.digest());
+    for target in [tag, tag, &by_digest] {
+        let head = agent.head(target);
+        assert_eq!(head.status, 200);
+        let size = image.manifest.blob.len().to_string();
+        for (name, value) in [
+            ("docker-content-digest", image.digest()),
+            ("content-type", &image.manifest.media_type),
+            ("content-length", &size),
+        ] {
+            assert_eq!(head.header(name), Some(value), "{target}: {name}");
+        }
+    }
+    assert_eq!(hub.count("GET", "/manifests/"), 0);
+    assert_eq!(agent.head("/v2/library/app/manifests/none").status, 404);
+    // As docker and containerd go on.
+    agent.get(&by_digest).assert_is(&image.manifest.blob.bytes);
+    hub.switch_off();
+    agent.get(tag).assert_is(&image.manifest.blob.bytes);
+}

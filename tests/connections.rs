@@ -4,11 +4,12 @@ mod support;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::PATIENCE;
+
 use support::agent::{Agent, Setup};
-use support::client::{Client, Reply};
+use support::client::{Client, Connection, Reply};
 use support::image::{Blob, Image, KIB, MIB};
 use support::upstream::Upstream;
+use support::{PATIENCE, eventually};
 
 /// A request, and the status and body of its answer.
 struct Exchange {
@@ -232,4 +233,84 @@ fn a_client_of_http_2_gets_the_same_answers() {
     runtime
         .block_on(async { tokio::time::timeout(PATIENCE, asking).await })
         .unwrap();
+}
+
+/// So many connections that say nothing.
+fn idle(agent: &Agent, count: usize) -> Vec<Connection> {
+    let connect = || agent.registry().connect().expect("a place in the queue");
+    std::iter::repeat_with(connect).take(count).collect()
+}
+
+#[test]
+fn idle_connections_leave_descriptors_for_admins_and_downloads() {
+    let (hub, image) = (Upstream::start(), Image::new(1, &[MIB, MIB]));
+    hub.push("library/app", "latest", &image);
+    let agent = Setup::mirror(&hub).descriptors(96, 96).start();
+    let (hello, mut client) = agent.request("GET", "/v2/").open().reuse();
+    assert_eq!(hello.status, 200);
+    // More than it may have descriptors.
+    let _idle = idle(&agent, 110);
+    eventually(PATIENCE, "they fill their places", || {
+        agent.metric("registry_agent_connections") > 11.5
+    });
+    assert_eq!(agent.admin().get("/healthz").status, 200);
+    let manifest = "/v2/library/app/manifests/latest".to_owned();
+    let blobs = image.blobs().map(target);
+    for target in std::iter::once(manifest).chain(blobs) {
+        let response = client.send("GET", &target, &[]).unwrap().response();
+        let (reply, connection) = response.unwrap().reuse();
+        assert!(reply.status == 200 && reply.complete, "{target}");
+        client = connection;
+    }
+    agent.wait_until_stored(image.blobs());
+    let log = agent.log();
+    assert!(log.contains("few clients can connect at once"), "{log}");
+    assert!(!log.contains("could not be accepted"), "{log}");
+}
+
+#[test]
+fn a_client_with_half_of_all_connections_gets_no_more_and_others_get_in() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).descriptors(96, 96).start();
+    let _idle = idle(&agent, 110);
+    eventually(PATIENCE, "all have a place or none", || {
+        let sum = |names: [&str; 2]| names.map(|name| agent.metric(name)).iter().sum::<f64>();
+        sum([
+            "registry_agent_connections",
+            "registry_agent_refused_connections_total",
+        ]) > 109.5
+    });
+    let Client::Tcp(address) = agent.registry() else {
+        panic!("a TCP listener")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let asking = async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((support::own_address(), 0).into()).unwrap();
+        let stream = TokioIo::new(socket.connect(address).await.unwrap());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::get("/").header("host", "mirror.test");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new());
+        sender
+            .send_request(request.unwrap())
+            .await
+            .unwrap()
+            .status()
+    };
+    let status = runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await });
+    assert_eq!(status.unwrap(), 200);
+}
+
+#[test]
+fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).descriptors(64, 1024).start();
+    let _idle = idle(&agent, 110);
+    eventually(PATIENCE, "all are accepted", || {
+        agent.metric("registry_agent_connections") > 109.5
+    });
 }

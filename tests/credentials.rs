@@ -5,6 +5,7 @@ mod support;
 use support::agent::{Agent, SHORT, Setup};
 use support::image::Image;
 use support::upstream::{ALWAYS, Authority, Fault, On, Options, Role, Upstream};
+use support::{PATIENCE, eventually};
 
 const USER: &str = "robot";
 const PASSWORD: &str = "hunter2-is-long-enough";
@@ -140,11 +141,10 @@ fn a_wrong_password_is_the_operators_business_and_not_the_clients() {
     let reply = agent.get("/v2/library/app/manifests/latest");
     assert!(matches!(reply.status, 404 | 503), "{}", reply.status);
     assert_eq!(reply.header("www-authenticate"), None);
-    let log = agent.log();
-    assert!(
-        log.contains("docker.io") && log.contains("401"),
-        "whose password? {log}"
-    );
+    eventually(PATIENCE, "it says whose password", || {
+        let log = agent.log();
+        log.contains("docker.io") && log.contains("401")
+    });
 }
 
 #[test]
@@ -243,4 +243,90 @@ fn all_who_wait_for_a_token_share_its_failure() {
     });
     // Each of them asking by itself would wait for all those before it.
     assert_eq!(hub.count("GET", "/token"), 1);
+}
+
+/// Asks for a tag until the token server has been asked so often, with answers that are each
+/// confirmed by the upstream.
+#[track_caller]
+fn ask_until_tokens(hub: &Upstream, agent: &Agent, tokens: usize) {
+    eventually(PATIENCE, "a token is asked for ahead of time", || {
+        let reply = agent.get("/v2/library/app/manifests/latest");
+        assert_eq!((reply.status, reply.header("warning")), (200, None));
+        hub.count("GET", "/token") >= tokens
+    });
+}
+
+#[test]
+fn a_token_is_replaced_ahead_of_its_end_and_nobody_waits_for_that() {
+    let image = Image::small(1);
+    let hub = hub_with(&image, Upstream::options());
+    hub.token_lifetime(10);
+    let agent = Setup::mirror(&hub).set("freshness.window", "0s").start();
+    agent.pull("library/app", "latest", &image);
+    assert_eq!(hub.count("GET", "/token"), 1);
+    let gate = hub.hold(On::get("/token"), 0);
+    // Also the request that has the token replaced is answered: the gate is closed.
+    ask_until_tokens(&hub, &agent, 2);
+    gate.reached();
+    assert_eq!(hub.count("GET", "/token"), 2, "one replaces it");
+    gate.open();
+    let first = |token: &str| token.contains("token-0-");
+    eventually(PATIENCE, "the other token is used", || {
+        assert_eq!(agent.get("/v2/library/app/manifests/latest").status, 200);
+        let asked = hub.asked("HEAD", "/manifests/latest");
+        let last = asked
+            .last()
+            .and_then(|asked| asked.header("authorization").map(str::to_owned));
+        last.is_some_and(|token| !first(&token))
+    });
+}
+
+#[test]
+fn a_token_that_can_not_be_replaced_serves_until_it_ends() {
+    std::thread::scope(|scope| {
+        for fault in [Fault::Status(500), Fault::HangHeaders] {
+            scope.spawn(move || {
+                let image = Image::small(1);
+                let hub = hub_with(&image, Upstream::options());
+                hub.token_lifetime(10);
+                let agent = Setup::mirror(&hub)
+                    .set("freshness.window", "0s")
+                    .set("timeouts.headers", SHORT)
+                    .start();
+                agent.pull("library/app", "latest", &image);
+                hub.fault(ALWAYS, On::any("/token"), fault);
+                ask_until_tokens(&hub, &agent, 2);
+                eventually(PATIENCE, "the agent knows that it failed", || {
+                    agent.log().contains("could not be replaced yet")
+                });
+                // It is asked for again, but not by each request.
+                for _ in 0..20 {
+                    let reply = agent.get("/v2/library/app/manifests/latest");
+                    assert_eq!((reply.status, reply.header("warning")), (200, None));
+                }
+                let asked = hub.count("GET", "/token");
+                assert!(asked <= 4, "{asked} requests for tokens");
+                hub.heal();
+                ask_until_tokens(&hub, &agent, asked + 1);
+            });
+        }
+    });
+}
+
+#[test]
+fn an_upstream_by_tls_sends_nobody_elsewhere_in_clear() {
+    let (image, authority, victim) = (Image::small(1), Authority::new(), Upstream::start());
+    let hub = hub_with(&image, Upstream::options().tls(&authority));
+    hub.move_realm(&victim.realm());
+    let setup = Setup::mirror(&hub);
+    let trusted = setup.folder().join("ca.pem");
+    authority.write(&trusted);
+    let agent = setup
+        .environment("SSL_CERT_FILE", &trusted.display().to_string())
+        .start();
+    agent
+        .get("/v2/library/app/manifests/latest")
+        .assert_error(503, "UNAVAILABLE");
+    assert!(hub.total() > 0);
+    assert_eq!(victim.total(), 0);
 }

@@ -192,19 +192,35 @@ fn a_blob_that_is_being_read_is_not_evicted_before_its_reader_leaves() {
     eventually(PATIENCE, "it is evicted", || !has(&agent, &blob));
 }
 
+/// What a download that was given up has left.
+fn partial(agent: &Agent, seed: u64, size: usize) -> PathBuf {
+    let blob = Blob::new(seed, size);
+    let folder = agent.folder().join("store/registry-agent/fills/sha256");
+    fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join(&blob.digest["sha256:".len()..]);
+    write_file(&path, &blob.bytes);
+    path
+}
+
+#[test]
+fn downloads_that_were_given_up_count_and_go_in_their_turn() {
+    let (hub, images) = five_images();
+    let mut agent = with_four(&hub, &images, "100%");
+    // Above the limit by themselves, and used before all that is cached.
+    let large = partial(&agent, 100, 4 * MIB);
+    age(&large, 11);
+    agent.rewrite("storage.cache.limit", "2MB");
+    agent.signal(Signal::SIGHUP);
+    eventually(PATIENCE, "it goes", || !large.exists());
+    assert_eq!(layers(&agent, &images), "abcd");
+}
+
 #[test]
 fn downloads_that_were_given_up_go_first() {
     let (hub, images) = five_images();
     let mut agent = with_four(&hub, &images, "100%");
-    let partial = |seed| -> PathBuf {
-        let blob = Blob::new(seed, KIB);
-        let folder = agent.folder().join("store/registry-agent/fills/sha256");
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(&blob.digest["sha256:".len()..]);
-        write_file(&path, &blob.bytes);
-        path
-    };
-    let (old, fresh) = (partial(100), partial(101));
+    let partial = |seed, size| partial(&agent, seed, size);
+    let (old, fresh) = (partial(100, KIB), partial(101, KIB));
     age(&old, 25);
     agent.rewrite("storage.cache.limit", "600kB");
     agent.signal(Signal::SIGHUP);
@@ -213,7 +229,46 @@ fn downloads_that_were_given_up_go_first() {
 }
 
 #[test]
-fn a_share_is_of_what_is_used_of_the_disk() {
+fn referrers_of_what_is_not_stored_go_when_nobody_asks_for_them() {
+    let (hub, images) = five_images();
+    let mut agent = with_four(&hub, &images, "100%");
+    let descriptor = serde_json::json!({"digest": images[4].digest(), "size": 1});
+    let asked = |name: &str, digest: &str| -> PathBuf {
+        hub.refer(&format!("library/{name}"), digest, descriptor.clone());
+        let target = format!("/v2/library/{name}/referrers/{digest}");
+        assert_eq!(agent.get(&target).status, 200);
+        let hex = &digest["sha256:".len()..];
+        let kept = format!("store/registry-agent/referrers/library/{name}/_of/sha256/{hex}");
+        agent.folder().join(kept)
+    };
+    let [long_ago, now] = [100, 101].map(|seed| asked("a", &Blob::new(seed, KIB).digest));
+    let of_an_image = asked("d", images[3].digest());
+    age(&long_ago, 25);
+    age(&of_an_image, 25);
+    agent.rewrite("storage.cache.limit", "600kB");
+    agent.signal(Signal::SIGHUP);
+    wait_for_an_eviction(&agent);
+    assert!(has(&agent, &images[3].manifest.blob));
+    assert_eq!(
+        [&long_ago, &now, &of_an_image].map(|kept| kept.exists()),
+        [false, true, true]
+    );
+}
+
+#[test]
+fn a_disk_that_others_fill_costs_the_cache_its_share_and_not_everything() {
+    let (hub, images) = five_images();
+    let agent = with_four(&hub, &images, "90%");
+    // Nothing is left but what is cached: nine tenths of that may stay.
+    agent.disk().fill();
+    wait_for_an_eviction(&agent);
+    assert_eq!(layers(&agent, &images), "bcd");
+    let evicted = agent.metric("registry_agent_evicted_bytes_total");
+    assert!((200_000.0..300_000.0).contains(&evicted), "{evicted} bytes");
+}
+
+#[test]
+fn a_share_is_of_the_disk_where_nobody_else_uses_it() {
     let (hub, images) = (
         Upstream::start(),
         [1, 2, 3, 4].map(|seed| Image::new(seed, &[2 * MIB])),
@@ -230,6 +285,9 @@ fn a_share_is_of_what_is_used_of_the_disk() {
     wait_for_an_eviction(&agent);
     assert_eq!(layers(&agent, &images), "bcd");
     let storage = &agent.status()["storage"];
-    assert_eq!(storage["cache_limit"], "70% of the disk");
+    assert_eq!(
+        storage["cache_limit"],
+        "70% of what others leave of the disk"
+    );
     assert!(storage["used_bytes"].as_u64().unwrap() < 7 * MIB as u64);
 }

@@ -6,6 +6,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use nix::sys::signal::Signal;
 use support::agent::{Agent, SHORT, Setup};
 use support::client::{Client, Reply};
 use support::image::{Blob, KIB, MIB};
@@ -255,6 +256,36 @@ fn an_agent_that_was_killed_in_mid_download_serves_nothing_partial() {
         "what had come is not sent again"
     );
     agent.wait_until_stored([&blob]);
+}
+
+#[test]
+fn what_an_agent_that_stops_has_of_a_download_is_given_on_by_the_next() {
+    let (hub, mut agent, blob) = with_blob(4 * MIB);
+    agent.rewrite("drain", "0s");
+    agent.signal(Signal::SIGHUP);
+    let gate = hub.hold(On::get(&blob.digest), 3 * MIB);
+    let mut reader = agent.request("GET", &target(&blob)).open();
+    assert!(reader.read(MIB) == blob.bytes[..MIB]);
+    gate.reached();
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait().status.success());
+    gate.open();
+    assert!(!reader.finish().complete);
+    agent.start_again();
+    agent.wait_until_ready();
+    // The rest does not come before the beginning was read.
+    let gate = hub.hold(On::get(&blob.digest), KIB);
+    let mut reader = agent.request("GET", &target(&blob)).open();
+    let first = reader.read(MIB);
+    assert!(first == blob.bytes[..MIB]);
+    gate.open();
+    let rest = reader.finish();
+    assert!(rest.complete && [first, rest.body].concat() == blob.bytes);
+    let resumed = downloads(&hub, &blob).pop();
+    assert!(resumed.is_some_and(|(range, _)| range != WHOLE));
+    agent.wait_until_stored([&blob]);
+    let left = std::fs::read_dir(agent.folder().join("store/registry-agent/fills/sha256")).unwrap();
+    assert_eq!(left.count(), 0);
 }
 
 #[test]

@@ -5,9 +5,11 @@ mod support;
 use std::fs::File;
 use std::io::Write;
 
+use nix::sys::signal::Signal;
 use support::agent::{Agent, SHORT, Setup};
 use support::image::{Blob, Image, KIB, MIB};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
+use support::{PATIENCE, eventually};
 
 const TAG: &str = "/v2/library/app/manifests/latest";
 
@@ -235,6 +237,68 @@ fn a_dead_upstream_costs_one_deadline_and_not_one_for_each_tag() {
     let count = |reason: &str| agent.log().matches(reason).count();
     assert_eq!(count("did not answer in"), 1, "{}", agent.log());
     assert_eq!(count("is not waited for"), 2, "{}", agent.log());
+}
+
+/// An agent that asks for every request of the tag, and would wait for the answer longer than a
+/// test does, if it were not for the deadline.
+fn with_long_timeout(hub: &Upstream, image: &Image) -> Agent {
+    let agent = Setup::mirror(hub)
+        .set("freshness.window", "0s")
+        .set("freshness.deadline", SHORT)
+        .set("timeouts.headers", "60s")
+        .start();
+    agent.pull("library/app", "latest", image);
+    agent
+}
+
+/// Waits until the tag is this image, confirmed by the upstream.
+#[track_caller]
+fn wait_until_fresh(agent: &Agent, image: &Image) {
+    eventually(PATIENCE, "the tag is confirmed", || {
+        let reply = agent.get(TAG);
+        assert_eq!(reply.status, 200);
+        reply.header("warning").is_none() && reply.body == image.manifest.blob.bytes
+    });
+}
+
+#[test]
+fn one_request_that_hangs_does_not_keep_others_from_asking() {
+    let (image, moved) = (Image::small(1), Image::small(2));
+    let hub = hub_with(&image);
+    let agent = with_long_timeout(&hub, &image);
+    hub.fault(1, On::head("/manifests/"), Fault::HangHeaders);
+    let before = hub.count("HEAD", "/manifests/");
+    assert!(agent.get(TAG).header("warning").is_some());
+    for _ in 0..10 {
+        agent.get(TAG);
+    }
+    // Not one for each request: it would hang as well.
+    assert_eq!(hub.count("HEAD", "/manifests/"), before + 1);
+    hub.push("library/app", "latest", &moved);
+    wait_until_fresh(&agent, &moved);
+}
+
+#[test]
+fn an_answer_that_comes_late_does_not_undo_a_later_one() {
+    let (image, moved) = (Image::small(1), Image::small(2));
+    let hub = hub_with(&image);
+    let mut agent = with_long_timeout(&hub, &image);
+    let gate = hub.hold_headers(On::head("/manifests/"));
+    assert!(agent.get(TAG).header("warning").is_some());
+    gate.reached();
+    hub.push("library/app", "latest", &moved);
+    wait_until_fresh(&agent, &moved);
+    // From now on it does not ask any more.
+    agent.rewrite("freshness.window", "1h");
+    agent.signal(Signal::SIGHUP);
+    eventually(PATIENCE, "it reloads", || agent.log().contains("reloaded"));
+    let answers = || agent.metric("registry_agent_upstream_requests_total");
+    let before = answers();
+    gate.open();
+    eventually(PATIENCE, "the answer comes", || answers() > before);
+    for _ in 0..20 {
+        agent.get(TAG).assert_is(&moved.manifest.blob.bytes);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use support::agent::{Agent, Setup};
 use support::client::Reply;
 use support::image::Image;
 use support::upstream::Upstream;
+use support::write_file;
 
 /// Follows the answers' links from `target` on, and joins their lists of `key`.
 fn all_pages(agent: &Agent, target: &str, key: &str) -> Vec<Vec<Value>> {
@@ -143,5 +144,62 @@ fn the_catalog_is_what_is_cached() {
             expected,
             "{target}"
         );
+    }
+}
+
+#[test]
+fn the_catalog_has_its_order_whatever_the_folders_are() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).start();
+    let tricky = [
+        "a", "a-b", "a-b/c", "a.b", "a/b", "a/b-c", "a/b/c", "a0", "a_b",
+    ];
+    let many = (0..40).map(|number| format!("many/{number}"));
+    let mut all: Vec<String> = many.chain(tricky.map(str::to_owned)).collect();
+    for name in &all {
+        let folder = agent.stored(&format!("repositories/{name}/_manifests"));
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    // Neither a repository that has lost its manifests, nor a file, is listed.
+    std::fs::create_dir_all(agent.stored("repositories/a/gone/_layers")).unwrap();
+    write_file(&agent.stored("repositories/a/file"), b"");
+    all.sort();
+    for limit in [7, 25, 100] {
+        let pages = all_pages(&agent, &format!("/v2/_catalog?n={limit}"), "repositories");
+        assert!(pages.iter().all(|page| page.len() <= limit));
+        assert_eq!(json!(pages.concat()), json!(all), "by {limit}");
+    }
+    for (last, next) in [
+        ("a", "a-b"),
+        ("a/", "a/b"),
+        ("a/b/", "a/b/c"),
+        ("a/c", "a0"),
+    ] {
+        let page = all_pages(&agent, &format!("/v2/_catalog?last={last}"), "repositories");
+        assert_eq!(page[0][0], json!(next), "after {last}");
+    }
+}
+
+#[test]
+fn cached_tags_have_pages_too() {
+    let (hub, image) = (Upstream::start(), Image::small(1));
+    let agent = Setup::mirror(&hub).start();
+    for tag in ["b", "a", "A", "10", "9"] {
+        hub.push("library/app", tag, &image);
+        agent.pull("library/app", tag, &image);
+    }
+    // What is left of a tag that was removed by hand.
+    let tags = agent.stored("repositories/library/app/_manifests/tags");
+    std::fs::create_dir_all(tags.join("9-gone")).unwrap();
+    hub.switch_off();
+    for (target, pages) in [
+        ("?n=2", json!([["10", "9"], ["A", "a"], ["b"]])),
+        ("?n=5", json!([["10", "9", "A", "a", "b"]])),
+        ("?last=A&n=1", json!([["a"], ["b"]])),
+        ("?last=b", json!([[]])),
+        ("?n=0", json!([[]])),
+    ] {
+        let target = format!("/v2/library/app/tags/list{target}");
+        assert_eq!(json!(all_pages(&agent, &target, "tags")), pages, "{target}");
     }
 }

@@ -374,11 +374,14 @@ fn the_store_is_in_distributions_layout() {
 #[test]
 fn another_registry_is_chosen_by_ns_or_by_host_name_and_kept_apart() {
     let (hub, other) = (Upstream::start(), Upstream::start());
-    let (of_hub, of_other) = (Image::small(1), Image::small(2));
+    let third = Upstream::start();
+    let [of_hub, of_other, of_third] = [1, 2, 3].map(Image::small);
     hub.push("owner/app", "latest", &of_hub);
     other.push("owner/app", "latest", &of_other);
+    third.push("owner/app", "latest", &of_third);
     let agent = Setup::mirror(&hub)
         .upstream("registry.test", &other)
+        .upstream("owner:5000", &third)
         .start();
     for (target, image) in [
         ("/v2/owner/app/manifests/latest", &of_hub),
@@ -386,6 +389,8 @@ fn another_registry_is_chosen_by_ns_or_by_host_name_and_kept_apart() {
         ("/v2/docker.io/owner/app/manifests/latest", &of_hub),
         ("/v2/owner/app/manifests/latest?ns=registry.test", &of_other),
         ("/v2/registry.test/owner/app/manifests/latest", &of_other),
+        ("/v2/owner/app/manifests/latest?ns=owner:5000", &of_third),
+        ("/v2/owner:5000/owner/app/manifests/latest", &of_third),
     ] {
         agent.get(target).assert_is(&image.manifest.blob.bytes);
     }
@@ -407,11 +412,16 @@ fn another_registry_is_chosen_by_ns_or_by_host_name_and_kept_apart() {
     for (folder, image) in [
         ("owner/app", &of_hub),
         ("registry.test/owner/app", &of_other),
+        ("owner:5000/owner/app", &of_third),
     ] {
         let link = format!("repositories/{folder}/_manifests/tags/latest/current/link");
         let link = std::fs::read_to_string(agent.stored(&link)).unwrap();
         assert_eq!(link, image.digest(), "{folder}");
     }
-    let unknown = agent.get("/v2/owner/app/manifests/latest?ns=unknown.test");
-    unknown.assert_error(404, "NAME_UNKNOWN");
+    for target in [
+        "/v2/owner/app/manifests/latest?ns=unknown.test",
+        "/v2/owner:5001/owner/app/manifests/latest",
+    ] {
+        agent.get(target).assert_error(404, "NAME_UNKNOWN");
+    }
 }

@@ -2,9 +2,11 @@
 
 mod support;
 
+use nix::sys::signal::Signal;
 use support::agent::{Agent, Setup};
-use support::image::Image;
+use support::image::{Blob, Image};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
+use support::{PATIENCE, eventually};
 
 const USER: &str = "robot";
 const PASSWORD: &str = "hunter2-is-long-enough";
@@ -121,4 +123,181 @@ fn a_manifest_that_names_a_blob_does_not_give_it_to_its_repository() {
             "{method}"
         );
     }
+}
+
+fn listed(agent: &Agent) -> serde_json::Value {
+    agent.get("/v2/_catalog").json()["repositories"].clone()
+}
+
+#[test]
+fn what_was_kept_while_it_was_shared_is_given_to_nobody_when_it_is_no_longer() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .share_private()
+        .start();
+    agent.pull("team/secret", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    let mut config = agent.config()["upstreams"].clone();
+    config[0]["share_private"] = false.into();
+    agent.rewrite("upstreams", config);
+    for restarted in [false, true] {
+        if restarted {
+            agent.kill();
+            agent.start_again();
+            agent.wait_until_ready();
+        } else {
+            agent.signal(Signal::SIGHUP);
+            eventually(PATIENCE, "it has reloaded", || {
+                agent.log().contains("reloaded")
+            });
+        }
+        // Nor when nobody can be asked.
+        hub.fault(ALWAYS, On::any("/team/secret/"), Fault::Status(503));
+        for target in everything_of("team/secret", &image) {
+            let reply = agent.get(&target);
+            assert_eq!(reply.status, 503, "{target}, restarted: {restarted}");
+        }
+        hub.heal();
+        for target in everything_of("team/secret", &image) {
+            for method in ["HEAD", "GET"] {
+                let reply = agent.request(method, &target).send();
+                assert_eq!(reply.status, 404, "{method} {target}");
+            }
+        }
+        assert_eq!(listed(&agent), serde_json::json!([]));
+    }
+}
+
+#[test]
+fn what_turns_private_is_refused_with_all_that_is_kept_of_it() {
+    let (image, unread) = (Image::small(1), Blob::new(9, 1000));
+    let hub = hub_with(&image);
+    hub.push_blob("library/app", &unread);
+    let agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    assert_eq!(listed(&agent), serde_json::json!(["library/app"]));
+    // The token of nobody, issued before, is still good for it at the upstream.
+    hub.make_private("library/app");
+    let new = format!("/v2/library/app/blobs/{}", unread.digest);
+    for target in everything_of("library/app", &image).iter().chain([&new]) {
+        for method in ["HEAD", "GET"] {
+            let reply = agent.request(method, target).send();
+            assert_eq!(reply.status, 404, "{method} {target}");
+        }
+    }
+    assert_eq!(hub.served("GET", &unread.digest).len(), 0);
+    assert_eq!(listed(&agent), serde_json::json!([]));
+    // What was learned is remembered when nobody can be asked.
+    hub.switch_off();
+    for target in everything_of("library/app", &image) {
+        assert_eq!(agent.get(&target).status, 503, "{target}");
+    }
+}
+
+#[test]
+fn what_was_proved_public_is_served_while_nobody_can_be_asked() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    agent.kill();
+    hub.switch_off();
+    agent.start_again();
+    agent.wait_until_ready();
+    agent.pull("library/app", "latest", &image);
+    agent.pull("library/app", image.digest(), &image);
+    assert_eq!(agent.get("/v2/library/app/tags/list").status, 200);
+    assert_eq!(listed(&agent), serde_json::json!(["library/app"]));
+}
+
+#[test]
+fn a_name_that_was_public_before_it_was_shared_is_not_taken_for_public() {
+    let (image, secret) = (Image::small(1), Image::small(2));
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    agent.pull("library/app", "latest", &image);
+    hub.make_private("library/app");
+    hub.push("library/app", "secret", &secret);
+    let restart_sharing = |agent: &mut Agent, share: bool| {
+        let mut config = agent.config()["upstreams"].clone();
+        config[0]["share_private"] = share.into();
+        agent.kill();
+        agent.rewrite("upstreams", config);
+        agent.start_again();
+        agent.wait_until_ready();
+    };
+    restart_sharing(&mut agent, true);
+    agent.pull("library/app", "secret", &secret);
+    agent.wait_until_stored(secret.blobs());
+    hub.switch_off();
+    restart_sharing(&mut agent, false);
+    for target in everything_of("library/app", &secret) {
+        assert_eq!(agent.get(&target).status, 503, "{target}");
+    }
+}
+
+#[test]
+fn what_a_public_name_no_longer_has_stays_by_digest() {
+    let (old, new) = (Image::small(1), Image::small(2));
+    let hub = hub_with(&old);
+    let agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    agent.pull("library/app", "latest", &old);
+    agent.wait_until_stored(old.blobs());
+    hub.push("library/app", "latest", &new);
+    // Gone is what is not there for anybody; the name's list of tags says that it is public.
+    for part in [old.digest(), &old.layer().digest] {
+        hub.fault(ALWAYS, On::any(part), Fault::Status(404));
+    }
+    agent
+        .get("/v2/library/app/manifests/latest")
+        .assert_is(&new.manifest.blob.bytes);
+    agent.pull("library/app", old.digest(), &old);
+}
+
+#[test]
+fn referrers_are_asked_for_as_nobody_by_a_request_that_they_answer() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    for name in ["library/app", "team/secret"] {
+        hub.refer(
+            name,
+            image.digest(),
+            serde_json::json!({"digest": image.digest()}),
+        );
+    }
+    // The specification has no HEAD there.
+    hub.fault(ALWAYS, On::head("/referrers/"), Fault::Status(405));
+    let agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    let of = |name: &str| agent.get(&format!("/v2/{name}/referrers/{}", image.digest()));
+    assert_eq!(of("library/app").status, 200);
+    assert_eq!(of("team/secret").status, 404);
+}
+
+#[test]
+fn a_registry_without_head_says_by_its_list_of_tags_that_a_name_is_public() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    hub.fault(ALWAYS, On::head("/v2/"), Fault::Status(405));
+    let agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    for _ in 0..2 {
+        agent.pull("library/app", "latest", &image);
+        agent.wait_until_stored(image.blobs());
+    }
+    assert_hidden(&agent, "team/secret", &image);
 }

@@ -110,3 +110,64 @@ fn what_is_no_digest_is_refused() {
     let reply = agent.get("/v2/library/app/referrers/latest");
     reply.assert_error(400, "DIGEST_INVALID");
 }
+
+#[test]
+fn that_something_has_none_is_kept_only_where_it_is_stored() {
+    let [image, other] = [1, 2].map(Image::small);
+    let hub = Upstream::start();
+    hub.push("library/app", "latest", &image);
+    let agent = Setup::mirror(&hub).start();
+    agent.pull("library/app", "latest", &image);
+    for asked in [&image, &other] {
+        assert!(referrers(&agent, &path(asked)).1.is_empty());
+    }
+    hub.switch_off();
+    assert!(referrers(&agent, &path(&image)).1.is_empty());
+    agent.get(&path(&other)).assert_error(503, "UNAVAILABLE");
+    // What it had once is forgotten as well.
+    hub.switch_on();
+    hub.refer("library/app", other.digest(), descriptor(&image, SIGNATURE));
+    assert_eq!(referrers(&agent, &path(&other)).1, [image.digest()]);
+    hub.forget_referrers("library/app", other.digest());
+    assert!(referrers(&agent, &path(&other)).1.is_empty());
+    hub.switch_off();
+    agent.get(&path(&other)).assert_error(503, "UNAVAILABLE");
+}
+
+#[test]
+fn a_list_of_several_pages_is_all_of_them_or_none() {
+    let [image, one, two, three] = [1, 2, 3, 4].map(Image::small);
+    let hub = Upstream::start();
+    hub.push("library/app", "latest", &image);
+    for signature in [&one, &two, &three] {
+        let descriptor = descriptor(signature, SIGNATURE);
+        hub.refer("library/app", image.digest(), descriptor);
+    }
+    let all = [one.digest(), two.digest(), three.digest()];
+    let (url, below) = (hub.url(), format!("{}/below", hub.url()));
+    for (at, link) in [
+        (url, r#"<{path}?p={page}>; rel="next""#.to_owned()),
+        (url, r#"<?p={page}>; rel="next""#.to_owned()),
+        (url, format!("<{url}{{path}}?p={{page}}>; rel=next")),
+        (
+            url,
+            r#"<?p=0>; rel="first", <?p={page}>; title="a, b"; rel="next""#.to_owned(),
+        ),
+        (&below, r#"<?p={page}>; rel="next""#.to_owned()),
+        (&below, r#"</below{path}?p={page}>; rel="next""#.to_owned()),
+    ] {
+        hub.page_referrers(&link);
+        let agent = Setup::mirror(&hub).at(&[at]).start();
+        assert_eq!(referrers(&agent, &path(&image)).1, all, "{link} at {at}");
+    }
+    for link in [
+        r#"<http://127.0.0.1:1{path}?p={page}>; rel="next""#,
+        r#"</elsewhere?p={page}>; rel="next""#,
+        r#"<{path}?p=99>; rel="next""#,
+        r#"<{path}?p=0>; rel="next""#,
+    ] {
+        hub.page_referrers(link);
+        let agent = Setup::mirror(&hub).start();
+        agent.get(&path(&image)).assert_error(503, "UNAVAILABLE");
+    }
+}

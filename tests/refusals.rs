@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use serde_json::json;
 use support::agent::{Agent, SHORT, Setup};
+use support::client::Client;
 use support::image::{Blob, Image, MIB, Manifest, OCI_MANIFEST};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
 use support::{PATIENCE, eventually};
@@ -89,6 +93,14 @@ fn what_is_no_name_tag_or_digest_never_reaches_the_upstream() {
         ),
         ("/v2/a..b/tags/list".to_owned(), "NAME_INVALID"),
         ("/v2/-a/tags/list".to_owned(), "NAME_INVALID"),
+        (
+            "/v2/library/app/tags/list?n=-1".to_owned(),
+            "PAGINATION_NUMBER_INVALID",
+        ),
+        (
+            "/v2/_catalog?n=many".to_owned(),
+            "PAGINATION_NUMBER_INVALID",
+        ),
         ("/v2/_uploads/manifests/latest".to_owned(), "NAME_INVALID"),
         (format!("/v2/a/_layers/blobs/sha256:{hex}"), "NAME_INVALID"),
         (format!("/v2/UPPER/blobs/sha256:{hex}"), "NAME_INVALID"),
@@ -274,6 +286,34 @@ fn an_upstream_out_of_reach_is_a_503_until_it_is_back() {
     agent.pull("library/app", "latest", &image);
 }
 
+/// distribution-spec, "Pushing manifests": at least 4 MiB have to be taken.
+#[test]
+fn a_manifest_of_4_mib_is_served_and_a_larger_one_refused() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).start();
+    let of_size = |size: usize| {
+        let padded = |padding: &str| {
+            Manifest::new(
+                OCI_MANIFEST,
+                &json!({"schemaVersion": 2, "padding": padding}),
+            )
+        };
+        let frame = padded("").blob.bytes.len();
+        padded(&"x".repeat(size - frame))
+    };
+    let (largest, larger) = (of_size(4 * MIB), of_size(4 * MIB + 1));
+    hub.push_manifest("library/app", Some("largest"), &largest);
+    hub.push_manifest("library/app", Some("larger"), &larger);
+    for reference in ["largest", largest.digest()] {
+        let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
+        assert_eq!((reply.status, reply.body.len()), (200, 4 * MIB));
+    }
+    for reference in ["larger", larger.digest()] {
+        let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
+        reply.assert_error(413, "MANIFEST_INVALID");
+    }
+}
+
 #[test]
 fn what_is_no_manifest_is_not_passed_on() {
     let hub = Upstream::start();
@@ -282,20 +322,10 @@ fn what_is_no_manifest_is_not_passed_on() {
         blob: Blob::of("<html>log in</html>"),
         media_type: "text/html".into(),
     };
-    let padding = "x".repeat(4 * MIB + 1);
-    let large = Manifest::new(
-        OCI_MANIFEST,
-        &json!({"schemaVersion": 2, "padding": padding}),
-    );
-    for (tag, manifest) in [("portal", &portal), ("large", &large)] {
-        hub.push_manifest("library/app", Some(tag), manifest);
-        for reference in [tag, manifest.digest()] {
-            let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
-            assert!(
-                reply.status >= 500 && !reply.error_code().is_empty(),
-                "{reference}"
-            );
-        }
+    hub.push_manifest("library/app", Some("portal"), &portal);
+    for reference in ["portal", portal.digest()] {
+        let reply = agent.get(&format!("/v2/library/app/manifests/{reference}"));
+        reply.assert_error(503, "UNAVAILABLE");
     }
     let image = Image::small(1);
     hub.push("library/app", "latest", &image);
@@ -307,4 +337,37 @@ fn what_is_no_manifest_is_not_passed_on() {
     assert_nothing_stored(&agent);
     hub.heal();
     agent.pull("library/app", "latest", &image);
+}
+
+/// RFC 9112, 3.2.
+#[test]
+fn a_request_that_does_not_name_one_host_is_400() {
+    let hub = Upstream::start();
+    let agent = Setup::mirror(&hub).start();
+    for listener in [agent.registry(), agent.admin()] {
+        let Client::Tcp(address) = listener else {
+            panic!("a TCP listener")
+        };
+        for (head, status) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\n", "HTTP/1.1 "),
+            ("GET /v2/ HTTP/1.1\r\n", "HTTP/1.1 400 "),
+            (
+                "GET /v2/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n",
+                "HTTP/1.1 400 ",
+            ),
+            ("GET http://a/v2/ HTTP/1.1\r\n", "HTTP/1.1 400 "),
+            // Older than the header.
+            ("GET /healthz HTTP/1.0\r\n", "HTTP/1.0 "),
+        ] {
+            let mut socket = TcpStream::connect(address).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let head = format!("{head}Connection: close\r\n\r\n");
+            socket.write_all(head.as_bytes()).unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with(status), "{head:?}: {answer}");
+            let refused = answer.contains(" 400 ");
+            assert_eq!(refused, status.contains("400"), "{head:?}: {answer}");
+        }
+    }
 }

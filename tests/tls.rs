@@ -66,7 +66,7 @@ fn blob(image: &Image) -> String {
 #[test]
 fn images_are_pulled_over_tls() {
     let (hub, authority) = (Upstream::start(), Authority::new());
-    let image = Image::new(1, &[3 * MIB]);
+    let image = Image::new(1, &[20 * MIB]);
     hub.push("library/app", "latest", &image);
     let agent = with_tls(Setup::mirror(&hub), &authority).start();
     let client = client(&agent, &authority.client(None, &[]));
@@ -80,11 +80,20 @@ fn images_are_pulled_over_tls() {
     client.get(&blob(&image)).assert_is(&image.layer().bytes);
     agent_has(&agent, &image);
     client.get(&blob(&image)).assert_is(&image.layer().bytes);
-    let part = client
-        .request("GET", &blob(&image))
-        .header("Range", "bytes=1000000-2000000")
-        .send();
-    assert!(part.status == 206 && part.body == image.layer().bytes[1_000_000..=2_000_000]);
+    let whole = &image.layer().bytes;
+    for (range, right) in [
+        ("bytes=1000000-18000000", &whole[1_000_000..=18_000_000]),
+        ("bytes=5000001-", &whole[5_000_001..]),
+        ("bytes=-7000003", &whole[whole.len() - 7_000_003..]),
+        ("bytes=0-0", &whole[..1]),
+    ] {
+        let request = client.request("GET", &blob(&image));
+        let part = request.header("Range", range).send();
+        assert!(
+            part.status == 206 && part.complete && part.body == right,
+            "{range}"
+        );
+    }
 }
 
 fn agent_has(agent: &Agent, image: &Image) {

@@ -10,8 +10,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use support::agent::{Agent, Setup};
+use support::disk::age;
 use support::image::{Image, KIB, MIB};
 use support::upstream::{On, Upstream};
 use support::{PATIENCE, eventually, write_file};
@@ -210,6 +212,25 @@ fn a_layer_that_was_evicted_is_counted_and_is_no_fault() {
     assert_eq!(run.code, Some(0), "{}", run.said);
     assert!(run.said.contains("1 layer is not here"), "{}", run.said);
     assert!(link(&agent, "_layers", &image.layer().digest).exists());
+}
+
+#[test]
+fn to_look_at_what_is_stored_is_no_use_of_it() {
+    let image = Image::new(1, &[3 * MIB]);
+    let (_hub, agent) = mirror_with(&image);
+    let paths = image.blobs().map(|blob| agent.stored_blob(&blob.digest));
+    let paths: Vec<PathBuf> = paths.collect();
+    // So that a kernel notes uses that notes only some.
+    for path in &paths {
+        age(path, 48);
+    }
+    let used = || -> Vec<SystemTime> {
+        let used = |path: &PathBuf| fs::metadata(path).and_then(|metadata| metadata.accessed());
+        paths.iter().map(|path| used(path).unwrap()).collect()
+    };
+    let before = used();
+    assert_eq!(verify(&agent, &[]).code, Some(0));
+    assert_eq!(used(), before);
 }
 
 #[test]

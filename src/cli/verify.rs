@@ -33,7 +33,8 @@ pub(super) fn verify(sources: &Sources, repair: bool) -> ExitCode {
         let bytes = DecimalBytes(survey.bytes);
         let blobs = HumanCount(survey.blobs);
         say(&format!(
-            "{blobs} blobs of {bytes} to hash in {}",
+            "{blobs} {} of {bytes} to hash in {}",
+            if survey.blobs == 1 { "blob" } else { "blobs" },
             root.display()
         ));
         let mut progress = Progress::new(survey);

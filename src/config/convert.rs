@@ -5,7 +5,7 @@ mod host;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -157,7 +157,7 @@ impl Conversion<'_> {
         };
         let clients = fragment.clients.take().unwrap_or_default();
         let patience = self.duration("clients.idle", clients.idle, 60, Duration::from_millis(1));
-        let upstreams = self.upstreams(fragment.upstreams.take());
+        let upstreams = self.upstreams(fragment.upstreams.take(), listen);
         let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
         let least = Duration::from_millis(1);
         let deadline = self.duration("freshness.deadline", freshness.deadline, 1, least);
@@ -366,7 +366,11 @@ impl Conversion<'_> {
         Some(AdminAddress::Unix(socket))
     }
 
-    fn upstreams(&mut self, said: Option<Vec<Option<UpstreamFragment>>>) -> Vec<UpstreamSettings> {
+    fn upstreams(
+        &mut self,
+        said: Option<Vec<Option<UpstreamFragment>>>,
+        listen: Option<SocketAddr>,
+    ) -> Vec<UpstreamSettings> {
         let list = KeyPath::of("upstreams");
         let Some(said) = said else {
             let registry = RegistryHost::docker_hub();
@@ -393,6 +397,15 @@ impl Conversion<'_> {
             let default = || registry.as_ref().map(|it| OneOrMany::One(default_url(it)));
             let urls = upstream.url.or_else(default);
             let urls = urls.and_then(|urls| self.urls(&here.key("url"), urls));
+            if let Some(listen) = listen
+                && let Some(own) = urls.iter().flatten().find(|url| is_at(url, listen))
+            {
+                let message = format!(
+                    "{own} is where this agent itself listens (`listen`, {listen}): it would ask \
+                     itself for ever"
+                );
+                self.refuse::<()>(&here.key("url"), message);
+            }
             let credentials = match upstream.credentials {
                 None => Some(None),
                 Some(said) => self.credentials(&here, said).map(Some),
@@ -551,6 +564,22 @@ fn default_url(registry: &RegistryHost) -> String {
     } else {
         format!("https://{registry}")
     }
+}
+
+/// Whether a URL leads to what listens at `listen`, as far as its text says.
+fn is_at(url: &Url, listen: SocketAddr) -> bool {
+    let all = listen.ip().is_unspecified();
+    let same = |ip: IpAddr| ip == listen.ip() || all && (ip.is_loopback() || ip.is_unspecified());
+    let host = match url.host() {
+        Some(url::Host::Ipv4(ip)) => same(ip.into()),
+        Some(url::Host::Ipv6(ip)) => same(ip.into()),
+        Some(url::Host::Domain(name)) => {
+            name == "localhost"
+                && (all || listen.ip() == Ipv4Addr::LOCALHOST || listen.ip() == Ipv6Addr::LOCALHOST)
+        }
+        None => false,
+    };
+    host && url.port_or_known_default() == Some(listen.port())
 }
 
 /// An IP address and a port, or a port alone, which is all interfaces of both families.

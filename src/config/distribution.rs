@@ -375,8 +375,14 @@ impl Translation<'_> {
         // A URL that can't be parsed is refused for itself, whatever the registry's name.
         let parsed = Url::parse(&url).ok();
         let host = parsed.as_ref().and_then(|url| {
-            let port = url.port().map_or(String::new(), |port| format!(":{port}"));
-            Some(format!("{}{port}", url.host_str()?))
+            let host = url.host_str()?;
+            // A name without a dot is a registry's only with its port.
+            let port = match url.port() {
+                None if !host.contains('.') => url.port_or_known_default(),
+                port => port,
+            };
+            let port = port.map_or(String::new(), |port| format!(":{port}"));
+            Some(format!("{host}{port}"))
         });
         let mut upstream =
             json!({ "registry": host.as_deref().unwrap_or("docker.io"), "url": url });

@@ -194,9 +194,9 @@ pub(super) struct StorageFragment {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CacheFragment {
-    /// How much may be stored, in bytes (500GB, 20GiB) or as a share of the disk that holds it,
-    /// whatever uses that (80%). Above it, what was not used for longest is removed, down to nine
-    /// tenths of it. Default: 80%.
+    /// How much may be stored, in bytes (500GB, 20GiB) or as a share (80%) of what others leave of
+    /// the disk that holds it: of what is stored and what is free, together. Above it, what was not
+    /// used for longest is removed, down to nine tenths of it. Default: 80%.
     #[schemars(example = &"80%", example = &"500GB")]
     pub limit: Option<String>,
 }

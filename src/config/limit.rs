@@ -10,7 +10,8 @@ use indicatif::DecimalBytes;
 pub enum CacheLimit {
     /// So many bytes of blobs and manifests.
     Bytes(u64),
-    /// So many percent, 1 to 100, of the disk that holds the storage, whatever uses it.
+    /// So many percent, 1 to 100, of what others leave of the disk that holds the storage: of what
+    /// is cached and what is free.
     Share(u8),
 }
 
@@ -68,7 +69,7 @@ impl fmt::Display for CacheLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes(bytes) => write!(f, "{}", DecimalBytes(*bytes)),
-            Self::Share(percent) => write!(f, "{percent}% of the disk"),
+            Self::Share(percent) => write!(f, "{percent}% of what others leave of the disk"),
         }
     }
 }

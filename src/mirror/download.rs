@@ -29,7 +29,10 @@ pub const HOLDBACK: u64 = 1024 * 1024;
 /// Bytes that are written and hashed at once.
 const BATCH: usize = 256 * 1024;
 
-/// Breaks in a row, without a byte in between, after which a download that readers depend on is
+/// Bytes between two breaks that make the second a first one again: an upstream that sends a byte
+/// for each connection is one that does not send.
+const PROGRESS: u64 = 64 * 1024;
+/// Breaks in a row, without progress in between, after which a download that readers depend on is
 /// given up.
 pub(super) const BREAKS: u32 = 6;
 /// The same while nobody has been sent anything: then an early error is better, because clients go
@@ -75,8 +78,8 @@ struct Download<'a> {
     source: &'a Source,
     digest: &'a Digest,
     sender: &'a watch::Sender<Option<(Repository, Progress)>>,
-    /// Whether its beginning comes from an earlier process, which may have left anything there: the
-    /// disk was not asked to keep it. Then nobody is given a byte before all of it is right.
+    /// Whether its beginning may be anything ([`Partial::trusted`]). Then nobody is given a byte
+    /// before all of it is right.
     inherited: AtomicBool,
 }
 
@@ -137,7 +140,7 @@ impl Download<'_> {
             Ok(partial) => partial,
             Err(error) => return self.pass_by(&error).await,
         };
-        self.inherited.store(partial.length > 0, Ordering::Relaxed);
+        self.inherited.store(!partial.trusted, Ordering::Relaxed);
         let partial = match self.verified(partial).await {
             Err(Stop::End(MirrorError::Mismatch { .. }))
                 if self.inherited.swap(false, Ordering::Relaxed) =>
@@ -278,7 +281,7 @@ impl Download<'_> {
                 Err(Break::Stop(stop)) => return Err(stop),
                 Err(Break::Upstream(partial, error)) => (*partial, error),
             };
-            breaks = if partial.length > before {
+            breaks = if partial.length - before >= PROGRESS {
                 1
             } else {
                 breaks + 1
@@ -290,12 +293,13 @@ impl Download<'_> {
                 // of the blob have not.
                 UpstreamError::Timeout { .. }
                 | UpstreamError::Limited { .. }
-                | UpstreamError::Status { .. } => self.has_readers_in_the_middle(),
+                | UpstreamError::Status { .. } => self.may_have_been_read(),
                 UpstreamError::Denied { .. }
                 | UpstreamError::NotFound { .. }
-                | UpstreamError::Protocol { .. } => false,
+                | UpstreamError::Protocol { .. }
+                | UpstreamError::TooLarge { .. } => false,
             };
-            let limit = if self.has_readers_in_the_middle() {
+            let limit = if self.may_have_been_read() {
                 BREAKS
             } else {
                 BREAKS_BEFORE_THE_FIRST_BYTE
@@ -313,7 +317,7 @@ impl Download<'_> {
     }
 
     /// Whether bytes of this download may have been sent to somebody.
-    fn has_readers_in_the_middle(&self) -> bool {
+    fn may_have_been_read(&self) -> bool {
         self.sender
             .borrow()
             .as_ref()
@@ -323,7 +327,9 @@ impl Download<'_> {
     /// One request, and its body to the end or to where it breaks.
     async fn attempt(&self, partial: Partial) -> Result<Partial, Break> {
         let Source { upstream, name, .. } = self.source;
-        let fetched = match upstream.blob(name, self.digest, partial.length).await {
+        self.mirror.forget_public(self.source).await?;
+        let asked = upstream.blob(name, self.digest, partial.length).await;
+        let fetched = match self.mirror.learn(self.source, asked).await {
             Ok(Some(fetched)) => fetched,
             // Nothing is missing: it was killed between its last byte and its name.
             Ok(None) => return Ok(partial),

@@ -56,16 +56,22 @@ impl Mirror {
     async fn evict_to_limit(&self, last: &mut Last) -> Result<(), StoreError> {
         let store = &self.0.store;
         let limit = self.cache_limit();
-        if matches!(limit, CacheLimit::Bytes(_)) && store.bytes().is_none() {
-            store.count().await?;
-        }
-        let over =
-            || async { Ok::<u64, StoreError>(excess(limit, store.disk().await?, store.bytes())) };
+        let over = || async {
+            let disk = store.disk().await?;
+            if !may_be_over(limit, disk) {
+                return Ok(0);
+            }
+            if store.bytes().is_none() {
+                store.count().await?;
+            }
+            let cached = store.bytes().unwrap_or(0) + store.fill_bytes().await?;
+            Ok::<u64, StoreError>(excess(limit, disk, cached))
+        };
         if over().await? == 0 {
             last.fell_short = false;
             return Ok(());
         }
-        store.remove_stale_fills().await?;
+        store.remove_stale().await?;
         let need = over().await?;
         if need == 0 {
             return Ok(());
@@ -76,8 +82,8 @@ impl Mirror {
         if short && !last.fell_short {
             tracing::warn!(
                 %limit, missing = %DecimalBytes(need - removed.bytes),
-                "all that could be evicted does not bring the disk below storage.cache.limit: \
-                 something else fills it, or all blobs are being read"
+                "all that could be evicted does not bring the cache below storage.cache.limit: \
+                 all else is being read"
             );
         }
         last.fell_short = short;
@@ -118,7 +124,7 @@ impl Mirror {
 
     async fn evict_for(&self, bytes: u64, last: &mut Last) -> Result<bool, StoreError> {
         let store = &self.0.store;
-        if store.remove_stale_fills().await? > 0 {
+        if store.remove_stale().await? > 0 {
             return Ok(true);
         }
         let available = store.disk().await?.available;
@@ -147,7 +153,7 @@ impl Mirror {
     ) -> Result<Removed, StoreError> {
         let victims = victims(&listed, need);
         let removed = self.0.store.remove(listed, victims).await?;
-        if removed.count > 0 {
+        if removed.bytes > 0 {
             last.freed = Some(Instant::now());
             self.0.metrics.evicted_blobs.inc_by(removed.count);
             self.0.metrics.evicted_bytes.inc_by(removed.bytes);
@@ -161,21 +167,36 @@ impl Mirror {
     }
 }
 
+/// Whether the cache can be over its limit, as far as the disk alone tells: to know how much is
+/// cached takes a scan.
+fn may_be_over(limit: CacheLimit, disk: Disk) -> bool {
+    match limit {
+        CacheLimit::Bytes(_) => true,
+        // As if all that is used were cached: others' bytes make the cache's share smaller, never
+        // its excess larger.
+        CacheLimit::Share(percent) => disk.used > share(percent, disk.used + disk.available),
+    }
+}
+
 /// How many bytes must go: none up to the limit, and above it all down to nine tenths of it, so
 /// that not every blob that comes is paid for by a search for one that goes.
-fn excess(limit: CacheLimit, disk: Disk, bytes: Option<u64>) -> u64 {
-    let (high, used) = match limit {
-        CacheLimit::Bytes(limit) => (limit, bytes.unwrap_or(0)),
-        // As `df` has it: what is kept for root is none of the disk.
-        CacheLimit::Share(percent) => {
-            let share = u128::from(disk.used + disk.available) * u128::from(percent) / 100;
-            (u64::try_from(share).unwrap_or(u64::MAX), disk.used)
-        }
+fn excess(limit: CacheLimit, disk: Disk, cached: u64) -> u64 {
+    let high = match limit {
+        CacheLimit::Bytes(limit) => limit,
+        // What others use is not the cache's to have, nor to make up for: of a disk that they fill
+        // it would lose all that it has, and they would fill that as well. As `df` has it, what is
+        // kept for root is none of the disk.
+        CacheLimit::Share(percent) => share(percent, cached.saturating_add(disk.available)),
     };
-    if used <= high {
+    if cached <= high {
         return 0;
     }
-    used - (high - high / 10)
+    cached - (high - high / 10)
+}
+
+fn share(percent: u8, of: u64) -> u64 {
+    let share = u128::from(of) * u128::from(percent) / 100;
+    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 /// Which to remove, by their places in the list, so that at least `need` bytes go: those that were
@@ -229,6 +250,7 @@ mod tests {
             used: SystemTime::UNIX_EPOCH + Duration::from_secs(used),
             held: false,
             refers_to: None,
+            partial: false,
         }
     }
 
@@ -317,21 +339,35 @@ mod tests {
             used,
             available,
         };
-        for (limit, disk, bytes, expected) in [
-            (CacheLimit::Bytes(100), disk(999, 1), Some(100), 0),
-            (CacheLimit::Bytes(100), disk(0, 1000), Some(101), 11),
-            (CacheLimit::Bytes(100), disk(0, 1000), None, 0),
-            (CacheLimit::Share(80), disk(800, 200), Some(1), 0),
-            (CacheLimit::Share(80), disk(810, 190), None, 90),
+        for (limit, disk, cached, expected) in [
+            (CacheLimit::Bytes(100), disk(999, 1), 100, 0),
+            (CacheLimit::Bytes(100), disk(0, 1000), 101, 11),
+            (CacheLimit::Share(80), disk(800, 200), 800, 0),
+            (CacheLimit::Share(80), disk(810, 190), 810, 90),
             // 100 blocks are kept for root.
-            (CacheLimit::Share(50), disk(500, 400), None, 95),
-            (CacheLimit::Share(100), disk(1000, 0), None, 0),
+            (CacheLimit::Share(50), disk(500, 400), 500, 95),
+            (CacheLimit::Share(100), disk(1000, 0), 1000, 0),
+            // Others use most of the disk, then all but what is cached.
+            (CacheLimit::Share(80), disk(900, 100), 400, 0),
+            (CacheLimit::Share(80), disk(950, 50), 200, 0),
+            (CacheLimit::Share(80), disk(960, 40), 200, 27),
+            (CacheLimit::Share(80), disk(1000, 0), 200, 56),
+            (CacheLimit::Share(80), disk(1000, 0), 0, 0),
         ] {
             assert_eq!(
-                excess(limit, disk, bytes),
+                excess(limit, disk, cached),
                 expected,
-                "{limit} {disk:?} {bytes:?}"
+                "{limit} {disk:?} {cached}"
+            );
+            assert!(
+                expected == 0 || may_be_over(limit, disk),
+                "{limit} {disk:?}"
             );
         }
+        let below = disk(799, 201);
+        assert!(
+            !may_be_over(CacheLimit::Share(80), below),
+            "a scan for nothing"
+        );
     }
 }

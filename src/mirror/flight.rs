@@ -1,10 +1,9 @@
 //! One piece of work, many who wait for it.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -65,47 +64,66 @@ where
     where
         F: Future<Output = Option<S>> + Send + 'static,
     {
+        self.join_within(Duration::MAX, key, work)
+    }
+
+    /// Joins the work for `key` as [`Self::join`] does, unless that has been under way for longer
+    /// than `patience`: then it begins anew beside it, which goes on for those who wait for it.
+    pub(super) fn join_within<F>(
+        &self,
+        patience: Duration,
+        key: K,
+        work: impl FnOnce(watch::Sender<Option<S>>) -> F,
+    ) -> Flight<S>
+    where
+        F: Future<Output = Option<S>> + Send + 'static,
+    {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match flights.entry(key.clone()) {
-            Entry::Occupied(entry) => entry.get().clone(),
-            Entry::Vacant(entry) => {
-                let (sender, state) = watch::channel(None);
-                let flight = Flight {
-                    started: Instant::now(),
-                    state,
-                };
-                entry.insert(flight.clone());
-                let landing = Landing {
-                    key,
-                    flights: Arc::clone(&self.0),
-                };
-                let work = work(sender.clone());
-                tokio::spawn(async move {
-                    let last = work.await;
-                    // Also dropped when the work panics.
-                    drop(landing);
-                    if last.is_some() {
-                        sender.send_replace(last);
-                    }
-                });
-                flight
-            }
+        if let Some(flight) = flights.get(&key)
+            && flight.started.elapsed() <= patience
+        {
+            return flight.clone();
         }
+        let (sender, state) = watch::channel(None);
+        let flight = Flight {
+            started: Instant::now(),
+            state,
+        };
+        flights.insert(key.clone(), flight.clone());
+        let landing = Landing {
+            key,
+            state: flight.state.clone(),
+            flights: Arc::clone(&self.0),
+        };
+        let work = work(sender.clone());
+        tokio::spawn(async move {
+            let last = work.await;
+            // Also dropped when the work panics.
+            drop(landing);
+            if last.is_some() {
+                sender.send_replace(last);
+            }
+        });
+        flight
     }
 }
 
 /// Takes a flight off the table when its work has ended, however it ended.
 struct Landing<K: Eq + Hash, S> {
     key: K,
+    state: watch::Receiver<Option<S>>,
     flights: Arc<Mutex<HashMap<K, Flight<S>>>>,
 }
 
 impl<K: Eq + Hash, S> Drop for Landing<K, S> {
     fn drop(&mut self) {
-        self.flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that took too long may have another in its place.
+        if let Some(flight) = flights.get(&self.key)
+            && flight.state.same_channel(&self.state)
+        {
+            flights.remove(&self.key);
+        }
     }
 }
 
@@ -144,6 +162,29 @@ mod tests {
             }
             assert!(flights.0.lock().unwrap().is_empty(), "before its last word");
         }
+    }
+
+    #[tokio::test]
+    async fn work_that_takes_too_long_is_begun_anew_beside_it() {
+        let flights: Flights<&str, u8> = Flights::default();
+        let begin = |patience, number| {
+            let (open, gate) = oneshot::channel::<()>();
+            let flight = flights.join_within(patience, "key", |_sender| async move {
+                gate.await.unwrap();
+                Some(number)
+            });
+            (open, flight)
+        };
+        let (open_first, first) = begin(Duration::ZERO, 1);
+        let (open_second, second) = begin(Duration::ZERO, 2);
+        open_first.send(()).unwrap();
+        assert_eq!(first.landed().await, Some(1));
+        // The first has not taken the second off the table.
+        let (_, third) = begin(Duration::MAX, 3);
+        open_second.send(()).unwrap();
+        assert_eq!(second.landed().await, Some(2));
+        assert_eq!(third.landed().await, Some(2));
+        assert!(flights.0.lock().unwrap().is_empty());
     }
 
     #[tokio::test]

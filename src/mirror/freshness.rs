@@ -5,14 +5,13 @@
 //! limiting never keeps what is cached from being served. A digest needs no asking.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use tokio::sync::watch;
 
+use super::visibility::Wanted;
 use super::{Mirror, MirrorError, Source, age, manifest_error};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
-use crate::upstream::UpstreamError;
 
 /// A manifest to serve.
 #[derive(Debug, Clone)]
@@ -52,6 +51,9 @@ impl Mirror {
             Reference::Digest(digest) => {
                 let manifest = match self.0.store.manifest(&source.stored, digest).await? {
                     Some(manifest) => {
+                        let anybody =
+                            self.admit_anybody(source, Wanted::Manifest(reference.clone()));
+                        anybody.await.map_err(manifest_error)?;
                         self.0.metrics.manifest_hits.inc();
                         manifest
                     }
@@ -70,6 +72,9 @@ impl Mirror {
     /// A manifest that is in memory, and fresh where it is asked for by tag: what nearly all
     /// requests are for, and what can be answered without waiting for anything.
     pub fn manifest_at_once(&self, source: &Source, reference: &Reference) -> Option<Served> {
+        if !source.upstream.is_open(&source.name) {
+            return None;
+        }
         let store = &self.0.store;
         let (manifest, age) = match reference {
             Reference::Digest(digest) => (store.recent_manifest(&source.stored, digest)?, None),
@@ -102,6 +107,9 @@ impl Mirror {
         }) = &cached
             && *age < source.upstream.stretched(freshness.window)
         {
+            let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
+            let anybody = self.admit_anybody(source, wanted);
+            anybody.await.map_err(manifest_error)?;
             self.0.metrics.manifest_hits.inc();
             return Ok(Served {
                 manifest: Arc::clone(manifest),
@@ -110,17 +118,25 @@ impl Mirror {
             });
         }
         let known = cached.as_ref().map(|cached| cached.manifest.digest.clone());
-        let mut flight = self
-            .0
-            .tags
-            .join((source.stored.clone(), tag.clone()), |sender| {
-                let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
-                async move {
-                    let resolved = mirror.resolve(&source, &tag, known, &sender).await;
-                    Some(Resolution::Known(resolved))
-                }
-            });
-        let Some(cached) = cached else {
+        let suspect = source.upstream.is_suspect();
+        // A request whose connection has died silently hangs until its timeout, which must not keep
+        // the tag stale for so long: once the upstream is given another chance, it is asked anew.
+        let patience = if cached.is_none() || suspect {
+            Duration::MAX
+        } else {
+            freshness.deadline
+        };
+        let key = (source.stored.clone(), tag.clone());
+        let mut flight = self.0.tags.join_within(patience, key, |sender| {
+            let (mirror, source, tag) = (self.clone(), source.clone(), tag.clone());
+            async move {
+                let resolved = mirror.resolve(&source, &tag, known, &sender).await;
+                Some(Resolution::Known(resolved))
+            }
+        });
+        // What may not be given out without asking is as good as not here.
+        let usable = cached.is_some() && self.may_be_stale(source).await;
+        let Some(cached) = cached.filter(|_| usable) else {
             return match flight.landed().await {
                 Some(Resolution::Known(Ok(manifest))) => Ok(Served {
                     manifest,
@@ -135,7 +151,6 @@ impl Mirror {
         // wait for a dead upstream, it costs one deadline.
         // One that was late a moment ago is not waited for at all: should it answer again, the next
         // request profits from it.
-        let suspect = source.upstream.is_suspect();
         let deadline = if suspect {
             Duration::ZERO
         } else {
@@ -206,19 +221,26 @@ impl Mirror {
         let reference = Reference::Tag(tag.clone());
         // Also where nothing is cached: the manifest may be here under another tag, and HEAD is
         // free where GET counts against a limit.
-        let digest = match source
+        let asked = Instant::now();
+        let answer = source
             .upstream
             .manifest_digest(&source.name, &reference)
-            .await
-        {
+            .await;
+        let digest = match self.learn(source, answer).await {
             Ok(digest) => digest,
             // A registry that knows no HEAD says it by GET.
-            Err(UpstreamError::Status {
-                status: StatusCode::METHOD_NOT_ALLOWED,
-                ..
-            }) => None,
+            Err(error) if error.is_of_method() => None,
             Err(error) => return Err(manifest_error(error)),
         };
+        // A later request has been answered meanwhile: what this one was told is older.
+        if let Some(CachedTag {
+            manifest,
+            age: Some(age),
+        }) = self.cached_tag(source, tag).await?
+            && age < asked.elapsed()
+        {
+            return Ok(manifest);
+        }
         let store = &self.0.store;
         if let Some(digest) = &digest
             && let Some(manifest) = store.manifest(&source.stored, digest).await?
@@ -265,15 +287,16 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<Arc<Manifest>, MirrorError> {
         self.0.metrics.manifest_misses.inc();
+        self.forget_public(source).await?;
         let fetched = source.upstream.manifest(&source.name, reference).await;
-        let fetched = fetched.map_err(manifest_error)?;
+        let fetched = self.learn(source, fetched).await.map_err(manifest_error)?;
         self.0
             .metrics
             .fetched_bytes
             .inc_by(fetched.bytes.len() as u64);
         let (wanted, tag) = match reference {
-            Reference::Digest(digest) => (Some(digest.clone()), None),
-            Reference::Tag(tag) => (fetched.digest, Some(tag)),
+            Reference::Digest(digest) => (Some(digest.clone()), self.described_as(source, digest)),
+            Reference::Tag(tag) => (fetched.digest, Some(tag.clone())),
         };
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Digest::of(algorithm, &fetched.bytes);
@@ -290,7 +313,9 @@ impl Mirror {
         let store = &self.0.store;
         let size = manifest.bytes.len() as u64;
         let kept = self
-            .with_room(size, || store.put_manifest(&source.stored, &manifest, tag))
+            .with_room(size, || {
+                store.put_manifest(&source.stored, &manifest, tag.as_ref())
+            })
             .await;
         if let Err(error) = kept {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");

@@ -163,7 +163,8 @@ impl Passing {
             return Ok(Ok(true));
         }
         let Source { upstream, name, .. } = &self.source;
-        let fetched = match upstream.blob(name, &self.digest, self.at).await {
+        let asked = upstream.blob(name, &self.digest, self.at).await;
+        let fetched = match self.mirror.learn(&self.source, asked).await {
             Ok(Some(fetched)) => fetched,
             Ok(None) => return Ok(Ok(false)),
             Err(error) => return Ok(Err(error)),

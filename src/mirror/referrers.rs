@@ -27,29 +27,59 @@ impl Mirror {
         digest: &Digest,
     ) -> Result<Referrers, MirrorError> {
         let store = &self.0.store;
-        let error = match self.ask_for_referrers(source, digest).await {
+        let flight = self
+            .0
+            .referrers
+            .join((source.stored.clone(), digest.clone()), |_| {
+                let (mirror, source, digest) = (self.clone(), source.clone(), digest.clone());
+                async move { Some(mirror.fetch_referrers(&source, &digest).await) }
+            });
+        let asked = flight.landed().await.unwrap_or_else(|| {
+            let what = format!("the referrers of {digest}");
+            let reason = "its asking was given up".to_owned();
+            Err(source.upstream.transport(&what, reason))
+        });
+        let error = match asked {
             Ok(descriptors) => {
-                let kept = store.put_referrers(&source.stored, digest, &descriptors);
-                if let Err(error) = kept.await {
-                    tracing::warn!(repository = %source.stored, %digest, %error, "referrers could not be kept: {error}");
-                }
                 return Ok(Referrers {
                     descriptors,
                     stale: false,
                 });
             }
-            Err(error) => error,
+            Err(error) if error.is_final() => return Err(manifest_error(error)),
+            Err(error) => MirrorError::Unavailable(error),
         };
+        if !self.may_be_stale(source).await {
+            return Err(error);
+        }
         match store.referrers(&source.stored, digest).await? {
-            Some(descriptors) if !error.is_final() => {
+            Some(descriptors) => {
                 self.0.metrics.stale_served.inc();
                 Ok(Referrers {
                     descriptors,
                     stale: true,
                 })
             }
-            _ => Err(manifest_error(error)),
+            None => Err(error),
         }
+    }
+
+    /// Asks the upstream, once for everybody who wants to know now, and keeps what it says.
+    async fn fetch_referrers(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Vec<Value>, UpstreamError> {
+        let asked = self.ask_for_referrers(source, digest).await;
+        let descriptors = self.learn(source, asked).await?;
+        let kept = self
+            .0
+            .store
+            .put_referrers(&source.stored, digest, &descriptors);
+        if let Err(error) = kept.await {
+            tracing::warn!(repository = %source.stored, %digest, %error, "referrers could not be kept: {error}");
+        }
+        Ok(descriptors)
     }
 
     async fn ask_for_referrers(

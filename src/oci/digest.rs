@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ring::digest::{Context, SHA256, SHA512};
 
@@ -45,7 +46,7 @@ impl Algorithm {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    text: Box<str>,
+    text: Arc<str>,
 }
 
 impl Digest {
@@ -83,8 +84,9 @@ impl FromStr for Digest {
             "sha512" => (Algorithm::Sha512, 128),
             _ => return Err(error()),
         };
-        let valid =
-            hex.len() == length && hex.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        // No character is a reason to stop, so that they are looked at many at once.
+        let hexadecimal = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');
+        let valid = hex.len() == length && hex.bytes().fold(true, |all, c| all & hexadecimal(c));
         if valid {
             Ok(Self {
                 algorithm,

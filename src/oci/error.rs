@@ -3,8 +3,9 @@
 use http::StatusCode;
 use serde::Serialize;
 
-/// The error codes of distribution-spec 1.1 ("Error codes"), and `UNAVAILABLE`, which clients know
-/// from distribution, for a request that can be answered later.
+/// Error codes of distribution-spec 1.1 ("Error codes"), those that a mirror has a use for, and two
+/// that clients know from distribution: `PAGINATION_NUMBER_INVALID`, and `UNAVAILABLE` for a request
+/// that can be answered later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
@@ -14,14 +15,14 @@ pub enum ErrorCode {
     DigestInvalid,
     /// The manifest or tag is not known to this registry or its upstream.
     ManifestUnknown,
-    /// The manifest is not one, or too large.
+    /// The manifest is too large.
     ManifestInvalid,
     /// The repository name does not fit the grammar.
     NameInvalid,
     /// The repository is not known.
     NameUnknown,
-    /// What was asked for is not allowed.
-    Denied,
+    /// The number of entries that a list is to have is none.
+    PaginationNumberInvalid,
     /// This registry does not do that.
     Unsupported,
     /// The answer can't be had now: the upstream fails, hangs or limits.
@@ -33,10 +34,10 @@ impl ErrorCode {
     pub fn status(self) -> StatusCode {
         match self {
             Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
-            Self::DigestInvalid | Self::ManifestInvalid | Self::NameInvalid => {
+            Self::ManifestInvalid => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::DigestInvalid | Self::NameInvalid | Self::PaginationNumberInvalid => {
                 StatusCode::BAD_REQUEST
             }
-            Self::Denied => StatusCode::FORBIDDEN,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }

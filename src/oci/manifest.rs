@@ -1,6 +1,9 @@
 //! What a registry needs to know of a manifest: its media type and what it refers to.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
+use http::HeaderMap;
 use serde::Deserialize;
 
 use super::Digest;
@@ -40,6 +43,8 @@ pub struct Manifest {
     pub blobs: Vec<Digest>,
     /// The manifests it refers to, where it is an index.
     pub manifests: Vec<Digest>,
+    /// The headers it is served with, once it has been: they are the same in every answer.
+    pub headers: OnceLock<HeaderMap>,
 }
 
 /// The fields of an image manifest, an index, and Docker's schema 1, as far as they matter here.
@@ -110,6 +115,7 @@ impl Manifest {
                 .into_iter()
                 .filter_map(|descriptor| known(descriptor.digest))
                 .collect(),
+            headers: OnceLock::new(),
         })
     }
 }

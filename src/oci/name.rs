@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{Digest, DigestError};
 
@@ -24,7 +25,10 @@ pub enum NameError {
     #[error("{0}")]
     Digest(#[from] DigestError),
     /// Not a host name with an optional port.
-    #[error("{0:?} is not a registry host: a host name with an optional port, such as `ghcr.io`")]
+    #[error(
+        "{0:?} is not a registry host: a host name with a `.` or a port, or `localhost`, such as \
+         `ghcr.io`"
+    )]
     Host(String),
 }
 
@@ -34,7 +38,7 @@ pub enum NameError {
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`, and at most 255
 /// characters, as many clients demand.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(Box<str>);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The longest name that is accepted, in characters.
@@ -45,10 +49,19 @@ impl Name {
         &self.0
     }
 
-    /// The first component where more follow: `("ghcr.io", "owner/app")` of `ghcr.io/owner/app`.
-    pub fn split_first(&self) -> Option<(&str, Name)> {
-        let (first, rest) = self.0.split_once('/')?;
-        Some((first, Name(rest.into())))
+    /// The name as text that others can hold.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
+    /// The first component where more follow: `ghcr.io` of `ghcr.io/owner/app`.
+    pub fn first(&self) -> Option<&str> {
+        self.0.split_once('/').map(|(first, _)| first)
+    }
+
+    /// What follows the first component: `owner/app` of `ghcr.io/owner/app`.
+    pub fn rest(&self) -> Option<Name> {
+        self.0.split_once('/').map(|(_, rest)| Name(rest.into()))
     }
 }
 
@@ -127,6 +140,10 @@ impl FromStr for Reference {
 
 /// A registry's host name with an optional port, lower case: `docker.io`, `localhost:5000`.
 ///
+/// It has a `.` or a port, or is `localhost`: any other may be the first component of one of Docker
+/// Hub's names, which would then be another registry's place in the store. Source:
+/// distribution/reference, `splitDockerDomain`.
+///
 /// It is what clients send as `ns=`, what comes first in an image's name, and, for all but
 /// docker.io, the first folder of its repositories in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -170,7 +187,9 @@ impl FromStr for RegistryHost {
                     .bytes()
                     .all(|c| c.is_ascii_alphanumeric() || c == b'-')
         };
-        let valid = host.len() <= 253
+        let distinct = port.is_some() || host.contains('.') || host == "localhost";
+        let valid = distinct
+            && host.len() <= 253
             && host.split('.').all(label)
             && port.is_none_or(|port| {
                 port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0)
@@ -274,6 +293,9 @@ mod tests {
             "LOCALHOST:5000".parse::<RegistryHost>().unwrap().as_str(),
             "localhost:5000"
         );
+        for good in ["localhost", "o:5000", "o.test"] {
+            assert!(good.parse::<RegistryHost>().is_ok(), "{good:?} is one");
+        }
         for bad in [
             "",
             "..",
@@ -285,6 +307,9 @@ mod tests {
             "-a",
             "a b",
             "[::1]:5000",
+            // Docker Hub has such names.
+            "o",
+            "library",
         ] {
             assert!(
                 bad.parse::<RegistryHost>().is_err(),

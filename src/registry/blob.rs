@@ -6,8 +6,7 @@ use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
     IF_RANGE, RANGE,
 };
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 
 use super::sendfile::Outbox;
 use super::{Body, Refusal, error_answer};
@@ -17,13 +16,14 @@ use crate::upstream::CONTENT_DIGEST;
 
 pub(super) async fn answer(
     mirror: &Mirror,
-    request: &Parts,
+    request: &Request<()>,
     source: &Source,
     digest: &Digest,
+    outbox: Option<Outbox>,
 ) -> Result<Response<Body>, Refusal> {
     let mut response = Response::new(Body::empty());
-    let known = matches_etag(&request.headers, digest);
-    if request.method == Method::HEAD || known {
+    let known = matches_etag(request.headers(), digest);
+    if request.method() == Method::HEAD || known {
         let size = mirror.blob_size(source, digest).await?;
         describe(response.headers_mut(), digest);
         if known {
@@ -36,15 +36,14 @@ pub(super) async fn answer(
         return Ok(response);
     }
     let mut content = mirror.blob(source, digest).await?;
-    if content.size.is_none() && request.version < Version::HTTP_11 {
+    if content.size.is_none() && request.version() < Version::HTTP_11 {
         // Before HTTP/1.1 a body without a length ends with its connection, whole or not: only one
         // that is known to be right can be sent.
         content.whole().await?;
     }
     describe(response.headers_mut(), digest);
-    let outbox = request.extensions.get::<Outbox>().cloned();
     let headers = response.headers_mut();
-    match wanted(&request.headers, digest, content.size) {
+    match wanted(request.headers(), digest, content.size) {
         Wanted::All => {
             if let Some(size) = content.size {
                 headers.insert(CONTENT_LENGTH, size.into());

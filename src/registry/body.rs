@@ -2,12 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, TryStreamExt};
-use http::{Method, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 
@@ -15,16 +18,47 @@ use super::activity::Turn;
 use super::sendfile::{Chunk, Outbox};
 use crate::mirror::Piece;
 
-/// Bytes that are read at once, where a file can't be sent as it is. A slow client holds a few of
-/// these in memory and no more.
+/// Bytes that are read at once, where a file can't be sent as it is, while few are. A slow client
+/// holds one or two such pieces in memory and no more.
 const READ: u64 = 128 * 1024;
+/// Bytes that are read at once while many are.
+const LEAST_READ: u64 = 16 * 1024;
+/// Bytes of pieces in memory, above which they get smaller.
+const READ_MEMORY: u64 = 8 * 1024 * 1024;
+/// Bodies that are read piece by piece.
+static READERS: AtomicU64 = AtomicU64::new(0);
+
+/// One of the bodies that are read piece by piece.
+struct Reader;
+
+impl Reader {
+    fn new() -> Self {
+        READERS.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+
+    /// How much to read at once: the more readers there are, the less each may hold.
+    fn size() -> u64 {
+        let readers = READERS.load(Ordering::Relaxed).max(1);
+        (READ_MEMORY / readers).clamp(LEAST_READ, READ)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        READERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The type of an answer that is for people.
+pub const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The body of an answer.
 pub struct Body {
     content: Content,
     /// Where the bytes are counted, for those of images.
     served: Option<Counter>,
-    access: Option<Access>,
+    access: Option<Box<Access>>,
     /// Whose turn it is, where the connection has a deadline for its client.
     turn: Option<Turn>,
     counts_frames: bool,
@@ -44,7 +78,7 @@ enum Content {
 /// What the access log says of a request, when its answer has ended.
 pub(super) struct Access {
     pub(super) method: Method,
-    pub(super) path: String,
+    pub(super) target: String,
     pub(super) agent: String,
     pub(super) status: StatusCode,
     pub(super) started: Instant,
@@ -79,6 +113,22 @@ impl Body {
         Self::new(Content::Full(bytes))
     }
 
+    /// An answer with these bytes, all of them at once.
+    pub fn answer(
+        status: StatusCode,
+        content_type: &'static str,
+        bytes: impl Into<Bytes>,
+    ) -> Response<Self> {
+        let bytes = bytes.into();
+        let mut response = Response::new(Self::empty());
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CONTENT_LENGTH, bytes.len().into());
+        *response.body_mut() = Self::full(bytes);
+        response
+    }
+
     /// The pieces that come, those in files sent as they are where the connection has an outbox, and
     /// read otherwise; an error breaks the connection off.
     pub(super) fn pieces(
@@ -91,12 +141,14 @@ impl Body {
                 Piece::Bytes(bytes) => Chunk::Bytes(bytes),
             }));
         }
+        let reader = Arc::new(Reader::new());
         Self::stream(
             pieces
-                .map_ok(|piece| {
-                    futures_util::stream::try_unfold(piece, |mut piece| async move {
-                        let bytes = piece.take(READ).await?;
-                        Ok(bytes.map(|bytes| (Chunk::Bytes(bytes), piece)))
+                .map_ok(move |piece| {
+                    let start = (piece, Arc::clone(&reader));
+                    futures_util::stream::try_unfold(start, |(mut piece, reader)| async move {
+                        let bytes = piece.take(Reader::size()).await?;
+                        Ok(bytes.map(|bytes| (Chunk::Bytes(bytes), (piece, reader))))
                     })
                 })
                 .try_flatten(),
@@ -118,7 +170,7 @@ impl Body {
     ) -> Self {
         self.promised = promised;
         self.served = served;
-        self.access = access;
+        self.access = access.map(Box::new);
         self
     }
 
@@ -202,7 +254,7 @@ impl Drop for Body {
         tracing::info!(
             target: "access",
             method = %access.method,
-            path = access.path,
+            path = access.target,
             status = access.status.as_u16(),
             bytes = self.sent,
             milliseconds = u64::try_from(access.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -211,7 +263,7 @@ impl Drop for Body {
             // The journal shows people nothing but this.
             "{} {} {}",
             access.method,
-            access.path,
+            access.target,
             access.status.as_u16(),
         );
     }

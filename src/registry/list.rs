@@ -8,6 +8,7 @@ use super::route::Page;
 use super::{Body, Refusal, STALE, json_answer};
 use crate::mirror::{Mirror, Source};
 use crate::oci::Name;
+use crate::store;
 
 /// How many repositories a page of the catalog has when the client does not say, as in distribution.
 const CATALOG_PAGE: usize = 100;
@@ -56,17 +57,13 @@ pub(super) async fn catalog(mirror: &Mirror, page: &Page) -> Result<Response<Bod
         repositories: Vec<String>,
     }
     let limit = page.limit.unwrap_or(CATALOG_PAGE).min(CATALOG_LIMIT);
-    let all = mirror
-        .store()
-        .repositories()
-        .await
-        .map_err(crate::mirror::MirrorError::from)?;
-    let mut repositories: Vec<String> = all
-        .into_iter()
-        .map(|repository| repository.to_string())
-        .filter(|name| page.last.as_ref().is_none_or(|last| name > last))
-        .take(limit + 1)
-        .collect();
+    let asked = store::Page {
+        after: page.last.clone().unwrap_or_default(),
+        // Whether there are more is told by one more.
+        limit: limit + 1,
+    };
+    let found = mirror.repositories(asked).await?;
+    let mut repositories: Vec<String> = found.iter().map(ToString::to_string).collect();
     let more = repositories.len() > limit;
     repositories.truncate(limit);
     let last = repositories.last().cloned();

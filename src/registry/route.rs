@@ -1,9 +1,11 @@
 //! Paths and queries, parsed: the grammar of distribution-spec 1.1, "Endpoints".
 
+use std::borrow::Cow;
+
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-use crate::oci::{Digest, DigestError, Name, NameError, Reference};
+use crate::oci::{Digest, DigestError, Name, NameError, Reference, RegistryHost};
 
 /// What a request is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -85,15 +87,18 @@ impl Route {
     }
 
     pub(super) fn parse(uri: &Uri) -> Result<Self, RouteError> {
-        let path = percent_decode_str(uri.path())
-            .decode_utf8()
-            .map_err(|_| RouteError::Nothing)?;
+        let path = match uri.path() {
+            path if !path.contains('%') => Cow::Borrowed(path),
+            path => percent_decode_str(path)
+                .decode_utf8()
+                .map_err(|_| RouteError::Nothing)?,
+        };
         let rest = match &*path {
             "/" => return Ok(Self::Root),
             "/v2" | "/v2/" => return Ok(Self::Base),
             path => path.strip_prefix("/v2/").ok_or(RouteError::Nothing)?,
         };
-        let query = Query::parse(uri.query().unwrap_or_default());
+        let query = uri.query().map(Query::parse).unwrap_or_default();
         if rest == "_catalog" {
             return Ok(Self::Catalog {
                 page: query.page()?,
@@ -108,11 +113,12 @@ impl Route {
         if rest.contains("/blobs/uploads/") || (verb, last) == ("blobs", "uploads") {
             return Ok(Self::Upload);
         }
+        let (name, ns) = with_port(name, query.ns.as_deref());
         let parse_name = || name.parse::<Name>().map_err(RouteError::Name);
         match (verb, last) {
             ("manifests", reference) => Ok(Self::Manifest {
                 name: parse_name()?,
-                ns: query.ns,
+                ns,
                 reference: reference.parse().map_err(|error| match error {
                     NameError::Digest(error) => RouteError::Digest(error),
                     error => RouteError::Tag(error),
@@ -120,12 +126,12 @@ impl Route {
             }),
             ("blobs", digest) => Ok(Self::Blob {
                 name: parse_name()?,
-                ns: query.ns,
+                ns,
                 digest: digest.parse().map_err(RouteError::Digest)?,
             }),
             ("referrers", digest) => Ok(Self::Referrers {
                 name: parse_name()?,
-                ns: query.ns,
+                ns,
                 digest: digest.parse().map_err(RouteError::Digest)?,
                 artifact_type: query.artifact_type,
             }),
@@ -133,12 +139,24 @@ impl Route {
                 let page = query.page()?;
                 Ok(Self::Tags {
                     name: parse_name()?,
-                    ns: query.ns,
+                    ns,
                     page,
                 })
             }
             _ => Err(RouteError::Nothing),
         }
+    }
+}
+
+/// Takes a host with a port off the front of a name, which can't hold one, and makes it the registry
+/// that is asked for.
+fn with_port<'a>(name: &'a str, ns: Option<&str>) -> (&'a str, Option<String>) {
+    let prefix = name.split_once('/').filter(|(host, _)| {
+        ns.is_none() && host.contains(':') && host.parse::<RegistryHost>().is_ok()
+    });
+    match prefix {
+        Some((host, rest)) => (rest, Some(host.to_owned())),
+        None => (name, ns.map(str::to_owned)),
     }
 }
 
@@ -248,6 +266,14 @@ mod tests {
                     artifact_type: Some("b/c+d".to_owned()),
                 },
             ),
+            (
+                "/v2/localhost:5000/a/tags/list".to_owned(),
+                Route::Tags {
+                    name: name("a"),
+                    ns: Some("localhost:5000".to_owned()),
+                    page: Page::default(),
+                },
+            ),
             ("/v2/a/blobs/uploads/".to_owned(), Route::Upload),
             ("/v2/a/blobs/uploads/uuid".to_owned(), Route::Upload),
         ] {
@@ -266,6 +292,12 @@ mod tests {
             ("/v2/a/tags/other", |e| matches!(e, RouteError::Nothing)),
             ("/v2/%ff/manifests/a", |e| matches!(e, RouteError::Nothing)),
             ("/v2/A/manifests/a", |e| matches!(e, RouteError::Name(_))),
+            ("/v2/a:x/b/manifests/a", |e| {
+                matches!(e, RouteError::Name(_))
+            }),
+            ("/v2/a:1/b/manifests/a?ns=c.d", |e| {
+                matches!(e, RouteError::Name(_))
+            }),
             ("/v2/../../etc/manifests/a", |e| {
                 matches!(e, RouteError::Name(_))
             }),

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use nix::sys::sendfile::sendfile64;
@@ -25,6 +25,10 @@ use crate::store::FilePart;
 
 /// The most that is sent at once, in bytes.
 const STEP: usize = 2 * 1024 * 1024;
+
+/// What is no longer, in bytes, is copied together and sent by send(2): a small answer's head and
+/// body are, and a copy of them costs less than writev(2) does more.
+const SMALL: usize = 4096;
 
 /// Never read: only where it is matters. All zeros, so that it takes no memory.
 static STANDIN: [u8; STEP] = [0; STEP];
@@ -162,7 +166,18 @@ impl AsyncWrite for SendfileStream {
             .position(|slice| stands_in(slice))
             .unwrap_or(slices.len());
         if plain > 0 || slices.is_empty() {
-            return Pin::new(&mut self.socket).poll_write_vectored(context, &slices[..plain]);
+            let plain = &slices[..plain];
+            let socket = Pin::new(&mut self.socket);
+            let length: usize = plain.iter().map(|slice| slice.len()).sum();
+            if plain.len() < 2 || length > SMALL {
+                return socket.poll_write_vectored(context, plain);
+            }
+            let mut together = [0; SMALL];
+            let mut rest = &mut together[..];
+            for slice in plain {
+                rest.put_slice(slice);
+            }
+            return socket.poll_write(context, &together[..length]);
         }
         loop {
             ready!(self.socket.poll_write_ready(context))?;

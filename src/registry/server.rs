@@ -2,10 +2,14 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
+use http::header::HOST;
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -17,21 +21,26 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::activity::Activity;
+use super::peers::Peers;
 use super::sendfile::{Outbox, SendfileStream};
-use super::{Body, tls};
+use super::{Body, TEXT, tls};
 use crate::metrics::Metrics;
 use crate::tls::LiveIdentity;
 
 /// The most that is read of a head, in bytes.
 const HEAD_LIMIT: u32 = 64 * 1024;
-/// Connections at once. More wait to be accepted: each costs memory and a file descriptor.
-const CONNECTIONS: usize = 4096;
+/// Answers at once on a connection of HTTP/2, of which each holds a piece of its body in memory.
+/// docker asks for three layers at a time, containerd likewise.
+const STREAMS: u32 = 32;
+/// Bytes of an answer that HTTP/2 holds besides the piece it is sending.
+const SEND_BUFFER: usize = 16 * 1024;
 /// The pause after a failed accept: without it, running out of file descriptors burns a processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a client that has connected, and not asked anything, is waited for at the end. What it
 /// sends at once is answered: to close a connection that was just accepted would be to refuse it.
 const NEWCOMER: Duration = Duration::from_secs(1);
+const NO_HOST: &str = "a request by HTTP/1.1 has exactly one Host header\n";
 
 /// A socket that is listened on.
 pub enum Listener {
@@ -48,6 +57,17 @@ enum Stream {
     Tcp(TcpStream),
     Tls(TcpStream, Arc<LiveIdentity>),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// Whose it is; `None` for a process of this host at a Unix socket, and for a client that has
+    /// left already.
+    fn client(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(socket) | Self::Tls(socket, _) => Some(socket.peer_addr().ok()?.ip()),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl Listener {
@@ -83,11 +103,12 @@ pub struct Limits {
     pub drain: Duration,
 }
 
-/// Serves until `stop` is true, then lets running answers end. Returns whether
-/// all of them did.
+/// Serves, so many `connections` at once, until `stop` is true, then lets running answers end.
+/// Returns whether all of them did.
 pub async fn serve<F>(
     listener: Listener,
-    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    connections: usize,
+    answer: impl Fn(Request<Incoming>, Option<&Outbox>) -> F + Clone + Send + 'static,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
     limits: impl Fn() -> Limits,
@@ -96,7 +117,8 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(connections));
+    let peers = Peers::new(connections);
     // Each connection has a sender until its first request.
     let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
     loop {
@@ -116,11 +138,18 @@ where
                 continue;
             }
         };
+        let share = stream.client().map(|client| peers.admit(client));
+        if matches!(share, Some(None)) {
+            // Not kept waiting: in the queue it would be in the way of others.
+            metrics.refused_connections.inc();
+            tracing::debug!("a client has half of all connections, and gets no more");
+            continue;
+        }
         let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());
         let (idle, mut stop) = (limits().idle, stop.clone());
         let newcomer = newcomer.clone();
         tokio::spawn(async move {
-            let _place = place;
+            let _held = (place, share);
             metrics.connections.inc();
             match stream {
                 Stream::Tcp(socket) => {
@@ -163,11 +192,21 @@ where
         .is_ok()
 }
 
+/// Whether a request names the host that it is for as it must, with exactly one `Host`, so that no
+/// two servers on its way can take it for different ones. Source: RFC 9112, 3.2.
+fn names_its_host<B>(request: &Request<B>) -> bool {
+    if request.version() != Version::HTTP_11 {
+        return true;
+    }
+    let mut named = request.headers().get_all(HOST).iter();
+    named.next().is_some() && named.next().is_none()
+}
+
 /// Serves one connection to its end.
 async fn connection<F>(
     stream: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
     outbox: Option<Outbox>,
-    answer: impl Fn(Request<Incoming>) -> F,
+    answer: impl Fn(Request<Incoming>, Option<&Outbox>) -> F,
     watcher: Watcher,
     idle: Duration,
     newcomer: mpsc::Sender<Infallible>,
@@ -177,7 +216,7 @@ async fn connection<F>(
     let activity = Activity::new();
     let requests = activity.clone();
     let newcomer = Mutex::new(Some(newcomer));
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let turn = requests.turn();
         newcomer
             .lock()
@@ -186,28 +225,31 @@ async fn connection<F>(
         // A part of a file may take a slow client long, and there the kernel knows better.
         let counts_frames = request.version() > Version::HTTP_11;
         // Frames of HTTP/2 are interleaved and copied: an outbox is of no use to them.
-        if request.version() <= Version::HTTP_11
-            && let Some(outbox) = &outbox
-        {
-            request.extensions_mut().insert(outbox.clone());
-        }
-        let answer = answer(request);
-        async move {
-            let response = answer.await.map(|body| body.taking(turn, counts_frames));
-            Ok::<_, Infallible>(response)
-        }
+        let outbox = outbox.as_ref().filter(|_| !counts_frames);
+        let answer = if names_its_host(&request) {
+            Either::Left(answer(request, outbox))
+        } else {
+            let refusal = Body::answer(StatusCode::BAD_REQUEST, TEXT, NO_HOST);
+            Either::Right(std::future::ready(refusal))
+        };
+        answer.map(move |response| {
+            Ok::<_, Infallible>(response.map(|body| body.taking(turn, counts_frames)))
+        })
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle)
+        // A head is waited for as anything else is: below.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_LIMIT as usize)
         // A client that has said all it will may still listen.
         .half_close(true)
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(idle)
+        .max_concurrent_streams(STREAMS)
+        // A stream takes another piece when less than this is left of the one before.
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEAD_LIMIT);
     let served = watcher.watch(builder.serve_connection(stream, service));
     tokio::select! {

@@ -4,11 +4,12 @@
 //! temporary name, synced, renamed, and its folder synced. A crash at any point leaves what was
 //! there before, and at most a temporary file, which the next start removes.
 
-use std::fs::{self, File, FileTimes, Metadata, OpenOptions, TryLockError};
+use std::collections::HashSet;
+use std::fs::{self, File, FileTimes, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
+use super::sweep::remove_file;
 use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
 use crate::failpoint::failpoint;
@@ -35,6 +37,8 @@ pub struct Filesystem {
     pub(super) leases: Leases,
     /// How many bytes are stored.
     pub(super) usage: Usage,
+    /// The downloads of which this process has seen every byte.
+    pub(super) growing: Mutex<HashSet<Digest>>,
     /// Keeps a second agent from working on the same root; the kernel lets go of it when the
     /// process ends, however it ends.
     _lock: File,
@@ -62,6 +66,7 @@ impl Filesystem {
             root: root.to_owned(),
             leases: Leases::default(),
             usage: Usage::default(),
+            growing: Mutex::default(),
             _lock: lock,
         };
         // What a killed process left half-written has no reader and no name that means anything.
@@ -133,6 +138,17 @@ impl Filesystem {
         Ok(false)
     }
 
+    /// Whether a repository is known to have a manifest.
+    pub(super) fn has_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, StoreError> {
+        let link = self.root.join(layout::revision_link(repository, digest));
+        link.try_exists()
+            .map_err(|e| StoreError::new("read", &link, e))
+    }
+
     /// Records that a repository has a blob, whose bytes must be here already.
     pub fn link_layer(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
         self.link(&layout::layer_link(repository, digest), digest)
@@ -145,11 +161,7 @@ impl Filesystem {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Manifest>, StoreError> {
-        let link = self.root.join(layout::revision_link(repository, digest));
-        if !link
-            .try_exists()
-            .map_err(|e| StoreError::new("read", &link, e))?
-        {
+        if !self.has_manifest(repository, digest)? {
             return Ok(None);
         }
         let path = self.root.join(layout::blob(digest));
@@ -266,7 +278,8 @@ impl Filesystem {
         Ok(serde_json::from_reader(io::BufReader::new(file)).ok())
     }
 
-    /// Keeps the referrers of a manifest.
+    /// Keeps the referrers of a manifest; that something has none only where it is stored, since
+    /// clients can ask that of whatever they like.
     pub fn put_referrers(
         &self,
         repository: &Repository,
@@ -274,55 +287,34 @@ impl Filesystem {
         list: &[Value],
     ) -> Result<(), StoreError> {
         let path = layout::referrers(repository, digest);
+        if list.is_empty() && !self.has_manifest(repository, digest)? {
+            return remove_file(&self.root.join(path));
+        }
         self.write(&path, Value::from(list).to_string().as_bytes())
     }
 
-    /// The tags of a repository, sorted. A folder without `current/link` is not a tag.
-    pub fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
-        let mut tags = Vec::new();
-        for name in self.list(&layout::tags(repository))? {
-            let Ok(tag) = name.parse::<Tag>() else {
-                continue;
-            };
-            if self.tag(repository, &tag)?.is_some() {
-                tags.push(tag);
-            }
-        }
-        tags.sort();
-        Ok(tags)
+    /// Whether everybody could see a repository when that was last noted.
+    pub fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+        let path = self.root.join(layout::public(repository));
+        path.try_exists()
+            .map_err(|e| StoreError::new("read", &path, e))
     }
 
-    /// The repositories that have manifests, sorted.
-    pub fn repositories(&self) -> Result<Vec<Repository>, StoreError> {
-        let found = self.repositories_with(|entry| entry == "_manifests")?;
-        Ok(found)
-    }
-
-    /// The repositories of which `such` an entry is in the folder, sorted.
-    pub(super) fn repositories_with(
-        &self,
-        such: impl Fn(&str) -> bool,
-    ) -> Result<Vec<Repository>, StoreError> {
-        let mut found = Vec::new();
-        let mut folders = vec![String::new()];
-        while let Some(folder) = folders.pop() {
-            for entry in self.list(&format!("{}/{folder}", layout::repositories()))? {
-                let path = if folder.is_empty() {
-                    entry.clone()
-                } else {
-                    format!("{folder}/{entry}")
-                };
-                if such(&entry) {
-                    found.push(Repository::from_path(folder.clone()));
-                }
-                if !entry.starts_with('_') {
-                    folders.push(path);
-                }
-            }
+    /// Notes whether everybody can see a repository.
+    pub fn set_public(&self, repository: &Repository, public: bool) -> Result<(), StoreError> {
+        if public == self.is_public(repository)? {
+            return Ok(());
         }
-        found.sort();
-        found.dedup();
-        Ok(found)
+        let path = layout::public(repository);
+        if public {
+            return self.write(&path, b"");
+        }
+        let path = self.root.join(path);
+        match fs::remove_file(&path) {
+            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
+            // Not to come back with the power.
+            _ => sync_parent(&path),
+        }
     }
 
     /// Proves that the store can be written and read back.
@@ -367,7 +359,7 @@ impl Filesystem {
     }
 
     /// Writes a whole file under a temporary name, with everything ready for its own.
-    fn stage(&self, target: &Path, bytes: &[u8]) -> Result<TempPath, StoreError> {
+    pub(super) fn stage(&self, target: &Path, bytes: &[u8]) -> Result<TempPath, StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
         let error = |e| StoreError::new("write", target, e);
         let mut file = tempfile::Builder::new()
@@ -395,7 +387,7 @@ pub struct Disk {
 }
 
 /// Gives a staged file its name.
-fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
+pub(super) fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
     staged
         .persist(target)
         .map_err(|e| StoreError::new("write", target, e.error))
@@ -403,6 +395,15 @@ fn place(staged: TempPath, target: &Path) -> Result<(), StoreError> {
 
 /// The names in a folder; none where the folder is missing.
 pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
+    // Symbolic links are not of this layout: followed, they could lead in a circle.
+    list_such(folder, |kind| !kind.is_symlink())
+}
+
+/// The names in a folder of what is of such a kind; none where the folder is missing.
+pub(super) fn list_such(
+    folder: &Path,
+    such: impl Fn(&FileType) -> bool,
+) -> Result<Vec<String>, StoreError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if absent(&e) => return Ok(Vec::new()),
@@ -411,11 +412,10 @@ pub(super) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|e| StoreError::new("list", folder, e))?;
-        // Symbolic links are not of this layout: followed, they could lead in a circle.
-        if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+        if !entry.file_type().is_ok_and(|kind| such(&kind)) {
             continue;
         }
-        // Nor is a name that is not UTF-8.
+        // A name that is not UTF-8 is not of this layout either.
         if let Ok(name) = entry.file_name().into_string() {
             names.push(name);
         }
@@ -444,18 +444,25 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Opens a file without the kernel taking that for its use, where it may be asked to.
+/// Opens a file, if it is there, without the kernel taking that for its use.
 pub(super) fn open_quietly(path: &Path) -> Result<Option<File>, StoreError> {
+    match quietly(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if absent(&e) => Ok(None),
+        Err(e) => Err(StoreError::new("open", path, e)),
+    }
+}
+
+/// Opens a file without the kernel taking that for its use, where it may be asked to.
+pub(super) fn quietly(path: &Path) -> io::Result<File> {
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NOATIME.bits())
         .open(path);
     match opened {
-        Ok(file) => Ok(Some(file)),
         // Only a file's owner may ask for that.
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => open_if_there(path),
-        Err(e) if absent(&e) => Ok(None),
-        Err(e) => Err(StoreError::new("open", path, e)),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+        opened => opened,
     }
 }
 

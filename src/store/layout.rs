@@ -15,6 +15,7 @@
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
+//!   public/<repository>/_proved                       says that everybody could see a repository
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
 //! ```
@@ -22,6 +23,7 @@
 //! A `link` holds a bare digest, without a newline.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
 
@@ -31,27 +33,29 @@ const V2: &str = "docker/registry/v2";
 pub const OWN: &str = "registry-agent";
 /// Files that are being written, before they are renamed into place.
 pub const TEMPORARY: &str = "registry-agent/tmp";
+/// The folder of all repositories, for what is kept of their manifests' referrers.
+pub const REFERRERS: &str = "registry-agent/referrers";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
 /// A repository as the store knows it: docker.io's under their own names, as a registry:2 proxy
 /// keeps them, those of any other registry under `<host>/<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Repository(String);
+pub struct Repository(Arc<str>);
 
 impl Repository {
     /// The repository `name` of `registry`.
     pub fn new(registry: &RegistryHost, name: &Name) -> Self {
         if registry.is_docker_hub() {
-            Self(name.to_string())
+            Self(name.shared())
         } else {
-            Self(format!("{registry}/{name}"))
+            Self(format!("{registry}/{name}").into())
         }
     }
 
     /// A repository by the path of its folder below [`repositories`].
     pub fn from_path(path: String) -> Self {
-        Self(path)
+        Self(path.into())
     }
 
     /// The path below [`repositories`].
@@ -101,6 +105,12 @@ pub fn fill(digest: &Digest) -> String {
     )
 }
 
+/// How many bytes of a download are on the disk for certain: a number, left by an agent that stopped
+/// in order.
+pub fn synced(digest: &Digest) -> String {
+    format!("{}.synced", fill(digest))
+}
+
 /// Says that a repository has a blob: the access check of every blob request.
 pub fn layer_link(repository: &Repository, digest: &Digest) -> String {
     format!("{V2}/repositories/{repository}/_layers/{}", link(digest))
@@ -116,9 +126,20 @@ pub fn layers(repository: &Repository, algorithm: Algorithm) -> String {
 
 /// What an upstream last said refers to a manifest: a JSON list of descriptors.
 pub fn referrers(repository: &Repository, digest: &Digest) -> String {
-    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
     // No component of a repository's name can be `_of`.
-    format!("{OWN}/referrers/{repository}/_of/{algorithm}/{hex}")
+    let folder = referrers_of(repository, digest.algorithm());
+    format!("{folder}/{}", digest.hex())
+}
+
+/// The folder of what is kept of the referrers of a repository's manifests of one algorithm.
+pub fn referrers_of(repository: &Repository, algorithm: Algorithm) -> String {
+    format!("{REFERRERS}/{repository}/_of/{}", algorithm.as_str())
+}
+
+/// Says that everybody could see a repository when its upstream was last asked.
+pub fn public(repository: &Repository) -> String {
+    // No component of a repository's name can be `_proved`.
+    format!("{OWN}/public/{repository}/_proved")
 }
 
 /// The folder of a repository's manifests of one algorithm.

@@ -9,27 +9,31 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::StoreError;
+use super::catalog::Page;
 use super::filesystem::{Filesystem, absent, open_quietly};
 use super::layout::{self, Repository};
 use crate::oci::{Algorithm, Digest, Tag};
 
 /// A download that nothing was added to for so long, and that is not under way, is not gone on
-/// with.
-const STALE_FILL: Duration = Duration::from_hours(24);
+/// with; nor is anybody interested in the referrers of a manifest that is not here, if nobody has
+/// asked for them for so long.
+const STALE: Duration = Duration::from_hours(24);
 
-/// A blob or manifest of the store.
+/// A blob or manifest of the store, or what a download has left of one.
 #[derive(Debug, Clone)]
 pub struct Stored {
     /// Its digest.
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// When it was last used itself.
+    /// When it was last used itself, or last grew.
     pub used: SystemTime,
     /// Whether somebody reads or writes it.
     pub held: bool,
     /// What it refers to, by the places in the list that it is in; `None` for what is no manifest.
     pub refers_to: Option<Box<[u32]>>,
+    /// Whether it is a download, under way or given up.
+    pub partial: bool,
 }
 
 /// What was removed.
@@ -62,7 +66,14 @@ impl Filesystem {
         Ok(())
     }
 
-    /// All blobs and manifests, sorted by digest. It takes about 150 bytes of memory for each.
+    /// The bytes of all downloads, those that are under way and those that were given up.
+    pub fn fill_bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        self.each_fill(|_, size, _| bytes += size)?;
+        Ok(bytes)
+    }
+
+    /// All blobs and manifests, sorted by digest, and after them all downloads. It takes about 150 bytes of memory for each.
     pub fn inventory(&self) -> Result<Vec<Stored>, StoreError> {
         self.usage.scan_begins();
         let (mut all, mut bytes) = (Vec::new(), 0);
@@ -76,6 +87,7 @@ impl Filesystem {
                 size,
                 used,
                 refers_to: None,
+                partial: false,
             });
         })?;
         self.usage.scan_ends(bytes);
@@ -84,7 +96,7 @@ impl Filesystem {
             all.binary_search_by(|stored| stored.digest.cmp(digest))
                 .ok()
         };
-        for repository in self.repositories()? {
+        for repository in self.repositories(&Page::all())? {
             for revision in self.revisions(&repository)? {
                 let Some(at) = place(&all, &revision) else {
                     continue;
@@ -102,7 +114,36 @@ impl Filesystem {
                 all[at].refers_to = Some(references);
             }
         }
+        self.each_fill(|digest, size, used| {
+            all.push(Stored {
+                held: self.leases.held(&digest),
+                digest,
+                size,
+                used,
+                refers_to: None,
+                partial: true,
+            });
+        })?;
         Ok(all)
+    }
+
+    /// Calls back for each download, with its size and when it last grew.
+    fn each_fill(&self, mut each: impl FnMut(Digest, u64, SystemTime)) -> Result<(), StoreError> {
+        for algorithm in Algorithm::ALL {
+            for digest in self.digests(&layout::fills(algorithm), algorithm)? {
+                // One that has ended since is a blob, or nothing.
+                let path = self.root.join(layout::fill(&digest));
+                if let Ok(metadata) = fs::metadata(&path) {
+                    let grew = metadata.modified();
+                    each(
+                        digest,
+                        metadata.len(),
+                        grew.map_err(|e| StoreError::new("read", &path, e))?,
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Calls back for each blob and manifest, with its size and when it was last used.
@@ -143,21 +184,55 @@ impl Filesystem {
 
     /// Removes downloads that were given up, and says how many bytes they had.
     pub fn remove_stale_fills(&self, now: SystemTime) -> Result<u64, StoreError> {
+        let mut stale = Vec::new();
+        self.each_fill(|digest, _, grew| {
+            if now.duration_since(grew).is_ok_and(|age| age > STALE) {
+                stale.push((digest, grew));
+            }
+        })?;
         let mut bytes = 0;
-        for algorithm in Algorithm::ALL {
-            for digest in self.digests(&layout::fills(algorithm), algorithm)? {
-                let path = self.root.join(layout::fill(&digest));
-                let removed = self.leases.unless_held(&digest, || {
-                    let metadata = fs::metadata(&path).ok()?;
-                    let age = now.duration_since(metadata.modified().ok()?).ok()?;
-                    (age > STALE_FILL).then(|| remove_file(&path).map(|()| metadata.len()))
-                });
-                if let Some(size) = removed.flatten() {
-                    bytes += size?;
+        for (digest, grew) in stale {
+            bytes += self.remove_fill(&digest, grew)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Removes a download that is not under way and has not grown since, and says how many bytes it
+    /// had.
+    fn remove_fill(&self, digest: &Digest, grew: SystemTime) -> Result<u64, StoreError> {
+        let path = self.root.join(layout::fill(digest));
+        let removed = self.leases.unless_held(digest, || {
+            let metadata = fs::metadata(&path).ok()?;
+            let same = metadata.modified().ok()? == grew;
+            same.then(|| {
+                self.growing().remove(digest);
+                remove_file(&self.root.join(layout::synced(digest)))?;
+                remove_file(&path).map(|()| metadata.len())
+            })
+        });
+        removed.flatten().unwrap_or(Ok(0))
+    }
+
+    /// Removes what was kept of the referrers of manifests that are not here.
+    pub fn remove_stale_referrers(&self, now: SystemTime) -> Result<(), StoreError> {
+        for repository in self.repositories_with(layout::REFERRERS, "_of", &Page::all())? {
+            for algorithm in Algorithm::ALL {
+                for digest in
+                    self.digests(&layout::referrers_of(&repository, algorithm), algorithm)?
+                {
+                    let path = self.root.join(layout::referrers(&repository, &digest));
+                    let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+                    let age = modified.ok().and_then(|it| now.duration_since(it).ok());
+                    if age.is_some_and(|age| age > STALE)
+                        && !self.has_manifest(&repository, &digest)?
+                    {
+                        // With the algorithm's folder and `_of`; a repository's own is found again.
+                        remove_with_folders(&path, 2)?;
+                    }
                 }
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Removes blobs and manifests, in the order in which no reader ever sees a link to nothing:
@@ -169,6 +244,8 @@ impl Filesystem {
         victims: &[&Stored],
         forget: impl Fn(&Digest, &[Repository], &[(Repository, Tag)]),
     ) -> Result<Removed, StoreError> {
+        let (partials, victims): (Vec<&Stored>, Vec<&Stored>) =
+            victims.iter().partition(|stored| stored.partial);
         let (manifests, blobs): (Vec<&Stored>, Vec<&Stored>) = victims
             .iter()
             .partition(|stored| stored.refers_to.is_some());
@@ -176,6 +253,9 @@ impl Filesystem {
         let digests = manifests.iter().map(|stored| &stored.digest).collect();
         let links = self.links_to(&digests)?;
         let mut removed = Removed::default();
+        for stored in partials {
+            removed.bytes += self.remove_fill(&stored.digest, stored.used)?;
+        }
         for stored in victims {
             let path = self.root.join(layout::blob(&stored.digest));
             // Kept open until nobody waits for it: to free a large file takes a while.
@@ -205,7 +285,9 @@ impl Filesystem {
 
     /// Removes what says that repositories have these blobs.
     fn remove_layer_links(&self, blobs: &HashSet<&Digest>) -> Result<(), StoreError> {
-        for repository in self.repositories_with(|entry| entry == "_layers")? {
+        for repository in
+            self.repositories_with(&layout::repositories(), "_layers", &Page::all())?
+        {
             for algorithm in Algorithm::ALL {
                 for digest in self.digests(&layout::layers(&repository, algorithm), algorithm)? {
                     if blobs.contains(&digest) && !self.leases.held(&digest) {
@@ -224,7 +306,7 @@ impl Filesystem {
         manifests: &HashSet<&'a Digest>,
     ) -> Result<HashMap<&'a Digest, Links>, StoreError> {
         let mut all: HashMap<&Digest, Links> = HashMap::new();
-        for repository in self.repositories()? {
+        for repository in self.repositories(&Page::all())? {
             let mut here = HashSet::new();
             for revision in self.revisions(&repository)? {
                 if let Some(digest) = manifests.get(&revision) {
@@ -275,7 +357,7 @@ impl Filesystem {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(e) if !absent(&e) => Err(StoreError::new("remove", path, e)),
         _ => Ok(()),

@@ -18,8 +18,8 @@ use url::Url;
 
 use super::challenge::Challenge;
 use super::error::{Question, UpstreamError};
-use super::record::Record;
-use super::token::{Token, TokenKey, Tokens, may_receive_credentials};
+use super::record::{Record, retry_after};
+use super::token::{Asking, LONGEST, Slot, Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
 
@@ -35,6 +35,8 @@ const COSTLY: Duration = Duration::from_millis(500);
 /// After a failure that was waited for, an endpoint is not asked for as long as that took, and no
 /// longer than this.
 const DOWN_FOR: Duration = Duration::from_secs(5);
+/// The longest that an endpoint which limits blobs is not asked for any.
+const BLOBS_PAUSE: Duration = Duration::from_mins(1);
 
 /// One URL at which an upstream is asked.
 pub(super) struct Endpoint {
@@ -49,9 +51,32 @@ pub(super) struct Endpoint {
     /// Where it has its tokens, once it has said so: then no request is made in vain.
     bearer: Mutex<Option<Bearer>>,
     tokens: Tokens,
+    /// Until when it does not want to be asked for blobs.
+    blobs_paused: Mutex<Option<Instant>>,
     /// Until when it is not asked, and what it would cost to.
     down: Mutex<Option<(Instant, UpstreamError)>>,
     record: Arc<Record>,
+    /// In whose name.
+    asked_as: AskedAs,
+}
+
+/// In whose name an endpoint is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum AskedAs {
+    /// Our own: the pulls that it says are left are ours.
+    Ourselves,
+    /// Nobody's, to see what everybody may see. A token says that as of when it was issued, so that
+    /// it is not used for longer than this.
+    Nobody(Duration),
+}
+
+/// What was asked, beside the answer: links in it are relative to that.
+#[derive(Clone)]
+pub(super) struct Asked {
+    /// The endpoint's URL.
+    pub(super) endpoint: Url,
+    /// The request's.
+    pub(super) url: Url,
 }
 
 #[derive(Clone)]
@@ -67,6 +92,7 @@ impl Endpoint {
         credentials: Option<&Credentials>,
         timeouts: Timeouts,
         record: Arc<Record>,
+        asked_as: AskedAs,
     ) -> Self {
         Self {
             registry,
@@ -77,8 +103,10 @@ impl Endpoint {
             http: OnceLock::new(),
             bearer: Mutex::default(),
             tokens: Tokens::default(),
+            blobs_paused: Mutex::default(),
             down: Mutex::default(),
             record,
+            asked_as,
         }
     }
 
@@ -103,7 +131,7 @@ impl Endpoint {
     /// Asks for a path of a repository; anything but a success is an error. A dead endpoint costs
     /// one wait and not one for each request.
     pub(super) async fn get(
-        &self,
+        self: &Arc<Self>,
         method: &Method,
         path: &str,
         name: &Name,
@@ -113,29 +141,58 @@ impl Endpoint {
         if let Some(error) = self.down_with() {
             return Err(error);
         }
-        let response = self.send(method, path, name, what, headers).await?;
+        let of_blobs = asks_for(path, "blobs");
+        if of_blobs
+            && self
+                .blobs_paused()
+                .is_some_and(|until| Instant::now() < until)
+        {
+            return Err(self.question(what).limited());
+        }
+        let mut response = self.send(method, path, name, what, headers).await?;
         match response.status() {
-            status if status.is_success() => Ok(response),
+            StatusCode::TOO_MANY_REQUESTS if of_blobs => {
+                *self.blobs_paused() = retry_after(response.headers(), BLOBS_PAUSE);
+                Err(self.question(what).limited())
+            }
+            status if status.is_success() => {
+                let asked = Asked {
+                    endpoint: self.url.clone(),
+                    url: self.at(path, what)?,
+                };
+                response.extensions_mut().insert(asked);
+                Ok(response)
+            }
             status => Err(self.question(what).status(status)),
         }
+    }
+
+    fn blobs_paused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.blobs_paused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bearer(&self) -> MutexGuard<'_, Option<Bearer>> {
         self.bearer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn at(&self, path: &str, what: &str) -> Result<Url, UpstreamError> {
+        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
+        Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))
+    }
+
     /// Sends a request with a token for pulling `name`, where the upstream wants one. A 401 is
     /// answered with another token, and one to a token that is new is the caller's.
     async fn send(
-        &self,
+        self: &Arc<Self>,
         method: &Method,
         path: &str,
         name: &Name,
         what: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let url = format!("{}{path}", self.url.as_str().trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|e| self.question(what).protocol(e.to_string()))?;
+        let url = self.at(path, what)?;
         let scope = format!("repository:{name}:pull");
         let known = self.bearer().clone();
         let key = |Bearer { realm, service }| TokenKey {
@@ -156,7 +213,7 @@ impl Endpoint {
             }
         }
         let response = self
-            .follow(method, url.clone(), headers, sent.as_ref(), what)
+            .follow(method, url.clone(), headers, sent.as_ref(), what, true)
             .await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
@@ -174,7 +231,7 @@ impl Endpoint {
             (Challenge::Basic, Some(credentials)) => {
                 let authorization = basic(credentials);
                 return self
-                    .follow(method, url, headers, Some(&authorization), what)
+                    .follow(method, url, headers, Some(&authorization), what, true)
                     .await;
             }
             (
@@ -190,6 +247,13 @@ impl Endpoint {
             let reason = format!("a token realm {realm:?}: {e}");
             self.question(what).protocol(reason)
         })?;
+        // A redirect may not go there either: in clear, anybody on the way could have named any host
+        // of this network.
+        if realm.scheme() != "https" && realm.scheme() != self.url.scheme() {
+            let reason =
+                format!("it is asked by https, and wants a token from {realm}, which is not");
+            return Err(self.question(what).protocol(reason));
+        }
         if let Some((same, error)) = refused_by
             && same == realm
         {
@@ -211,7 +275,7 @@ impl Endpoint {
             // next challenge.
             *self.bearer() = Some(bearer.clone());
             let response = self
-                .follow(method, url.clone(), headers, Some(&token), what)
+                .follow(method, url.clone(), headers, Some(&token), what, true)
                 .await?;
             if is_new || response.status() != StatusCode::UNAUTHORIZED {
                 return Ok(response);
@@ -222,39 +286,57 @@ impl Endpoint {
 
     /// A token other than the one that was `refused`, from memory or from the token server, and
     /// whether it is new. However many ask, one request is made, and whoever waited for it shares
-    /// how it ended.
+    /// how it ended. Nobody waits for one that replaces a token which still serves.
     async fn token(
-        &self,
+        self: &Arc<Self>,
         key: &TokenKey,
         refused: Option<&HeaderValue>,
         what: &str,
     ) -> Result<(HeaderValue, bool), UpstreamError> {
         let came = Instant::now();
         let slot = self.tokens.slot(key);
-        let mut slot = slot.lock().await;
-        if let Some(header) = slot.usable().filter(|header| Some(header) != refused) {
+        let serves = || slot.usable().filter(|header| Some(header) != refused);
+        if let Some(header) = serves() {
+            if let Some(asking) = slot.ask_ahead() {
+                tokio::spawn(Arc::clone(self).replace_token(
+                    key.clone(),
+                    Arc::clone(&slot),
+                    asking,
+                ));
+            }
             return Ok((header, false));
         }
-        if let Some((at, error)) = &slot.failed
-            && *at >= came
-        {
-            return Err(error.clone());
+        let _asking = slot.ask().await;
+        if let Some(header) = serves() {
+            return Ok((header, false));
         }
-        match self.new_token(key, what).await {
-            Ok(token) => {
-                let header = token.header.clone();
-                slot.token = Some(token);
-                Ok((header, true))
-            }
-            Err(error) => {
-                slot.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
+        if let Some(error) = slot.failed(came) {
+            return Err(error);
         }
+        let token = self.new_token(key, what, true).await;
+        let header = token.as_ref().map(|token| token.header.clone());
+        let header = header.map_err(Clone::clone);
+        slot.keep(token);
+        Ok((header?, true))
     }
 
-    /// Asks the token server.
-    async fn new_token(&self, key: &TokenKey, what: &str) -> Result<Token, UpstreamError> {
+    /// Replaces a token that still serves.
+    async fn replace_token(self: Arc<Self>, key: TokenKey, slot: Arc<Slot>, _asking: Asking) {
+        let what = format!("another token for {}", key.scope);
+        let token = self.new_token(&key, &what, false).await;
+        if let Err(error) = &token {
+            tracing::warn!(%error, "a token that ends soon could not be replaced yet: {error}");
+        }
+        slot.keep(token);
+    }
+
+    /// Asks the token server. `needed`: without the token, nothing can be had of the endpoint.
+    async fn new_token(
+        &self,
+        key: &TokenKey,
+        what: &str,
+        needed: bool,
+    ) -> Result<Token, UpstreamError> {
         let authorization = match &self.credentials {
             Some(credentials) if may_receive_credentials(&key.realm, &self.url) => {
                 Some(basic(credentials))
@@ -277,6 +359,7 @@ impl Endpoint {
                 &HeaderMap::new(),
                 authorization.as_ref(),
                 what,
+                needed,
             )
             .await?;
         match response.status() {
@@ -295,7 +378,11 @@ impl Endpoint {
         }
         let question = self.question(what);
         let body = collect(response, TOKEN_LIMIT, self.timeouts.idle, question).await?;
-        Token::parse(&body, asked).map_err(|reason| {
+        let longest = match self.asked_as {
+            AskedAs::Ourselves => LONGEST,
+            AskedAs::Nobody(longest) => longest,
+        };
+        Token::parse(&body, asked, longest).map_err(|reason| {
             let reason = format!("its token server sent {reason}");
             self.question(what).protocol(reason)
         })
@@ -303,6 +390,7 @@ impl Endpoint {
 
     /// Sends a request and follows its redirects. `authorization` goes to the first host only: a
     /// content delivery network has its own signature in the URL, and no business with our token.
+    /// `needed`: without the first answer, nothing can be had of the endpoint.
     async fn follow(
         &self,
         method: &Method,
@@ -310,6 +398,7 @@ impl Endpoint {
         headers: &HeaderMap,
         mut authorization: Option<&HeaderValue>,
         what: &str,
+        needed: bool,
     ) -> Result<Response<Incoming>, UpstreamError> {
         for hop in 0..=REDIRECTS {
             let mut request = Request::builder()
@@ -327,7 +416,7 @@ impl Endpoint {
                     .headers_mut()
                     .insert(AUTHORIZATION, authorization.clone());
             }
-            let response = self.exchange(request, what, hop == 0).await?;
+            let response = self.exchange(request, what, needed && hop == 0).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -366,7 +455,11 @@ impl Endpoint {
     ) -> Result<Response<Incoming>, UpstreamError> {
         let began = Instant::now();
         let deadline = self.timeouts.headers;
-        let api = own && request.uri().path().starts_with(&self.api);
+        let path = request.uri().path();
+        let pulls = matches!(self.asked_as, AskedAs::Ourselves)
+            && own
+            && path.starts_with(&self.api)
+            && asks_for(path, "manifests");
         // Not the registry itself: its token server, or where it redirects to.
         let elsewhere = request
             .uri()
@@ -388,7 +481,7 @@ impl Endpoint {
         let down = match &outcome {
             Ok(response) => {
                 self.record
-                    .answered(response.status(), response.headers(), api);
+                    .answered(response.status(), response.headers(), pulls);
                 None
             }
             Err(error) => {
@@ -403,6 +496,11 @@ impl Endpoint {
         }
         outcome
     }
+}
+
+/// Whether a path is one of this kind: names may hold `blobs` and `manifests` themselves.
+fn asks_for(path: &str, kind: &str) -> bool {
+    path.rsplit('/').nth(1) == Some(kind)
 }
 
 /// Reads a whole body of at most `limit` bytes, giving up when nothing arrives for a while.
@@ -426,7 +524,7 @@ pub(super) async fn collect(
             Ok(Some(Err(e))) => {
                 let e: &(dyn std::error::Error + 'static) = &*e;
                 return Err(if e.is::<LengthLimitError>() {
-                    question.protocol(format!("more than {limit} bytes"))
+                    question.too_large(limit)
                 } else {
                     question.broken(e)
                 });

@@ -76,6 +76,16 @@ pub enum UpstreamError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An answer that is larger than this agent takes.
+    #[error("{registry} sent more than {limit} bytes for {what}")]
+    TooLarge {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// How many bytes are taken.
+        limit: usize,
+    },
 }
 
 impl UpstreamError {
@@ -83,6 +93,14 @@ impl UpstreamError {
     /// else may be different in a minute.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::NotFound { .. })
+    }
+
+    /// Whether the upstream does not answer requests of this method.
+    pub fn is_of_method(&self) -> bool {
+        let Self::Status { status, .. } = self else {
+            return false;
+        };
+        *status == StatusCode::METHOD_NOT_ALLOWED
     }
 }
 
@@ -127,6 +145,15 @@ impl Question<'_> {
             registry,
             what,
             reason: reason.into(),
+        }
+    }
+
+    pub(super) fn too_large(self, limit: usize) -> UpstreamError {
+        let (registry, what) = self.parts();
+        UpstreamError::TooLarge {
+            registry,
+            what,
+            limit,
         }
     }
 

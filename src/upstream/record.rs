@@ -53,7 +53,6 @@ struct State {
 pub(super) struct Record {
     registry: String,
     state: Mutex<State>,
-    /// None for requests that only look whether others may see what we do.
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -74,8 +73,9 @@ impl Record {
         self.state().contact.clone()
     }
 
-    /// Notes an answer; `api` is one to a request for content, not for a token.
-    pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap, api: bool) {
+    /// Notes an answer; `pulls` is whether it can speak of our pulls, as one for a manifest does: a
+    /// limit on tokens, blobs, or what is asked as nobody, is another.
+    pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap, pulls: bool) {
         self.count(status.as_str());
         let mut state = self.state();
         if std::mem::take(&mut state.failing) && self.metrics.is_some() {
@@ -83,6 +83,9 @@ impl Record {
         }
         state.contact.answered = Some(SystemTime::now());
         state.suspect_until = None;
+        if !pulls {
+            return;
+        }
         if let Some(budget) = budget(headers) {
             state.contact.budget = Some(budget);
             state.exhausted = budget.remaining == 0;
@@ -92,15 +95,14 @@ impl Record {
                 let gauge = metrics.rate_limit_remaining.get_or_create(&labels);
                 gauge.set(i64::try_from(budget.remaining).unwrap_or(i64::MAX));
             }
-        } else if api && status.is_success() {
+        } else if status.is_success() {
             state.exhausted = false;
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             state.exhausted = true;
-            let said = headers.get(RETRY_AFTER).and_then(|it| it.to_str().ok());
-            let seconds = said.and_then(|it| it.trim().parse().ok());
-            let pause = seconds.map(|it| Duration::from_secs(it).min(LONGEST_PAUSE));
-            state.pause_until = pause.map(|it| Instant::now() + it);
+            state.pause_until = retry_after(headers, LONGEST_PAUSE);
+        } else if !state.exhausted {
+            state.pause_until = None;
         }
     }
 
@@ -166,6 +168,13 @@ fn stretch(window: Duration, remaining: u64, limit: u64) -> Duration {
     window.mul_f64(factor.clamp(1.0, STRETCH))
 }
 
+/// When an upstream that limits us may be asked again, where it says so; at `longest` from now.
+pub(super) fn retry_after(headers: &HeaderMap, longest: Duration) -> Option<Instant> {
+    let said = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    let seconds = said.trim().parse().ok()?;
+    Some(Instant::now() + Duration::from_secs(seconds).min(longest))
+}
+
 fn budget(headers: &HeaderMap) -> Option<Budget> {
     let number = |name: &str| -> Option<u64> {
         let value = headers.get(name)?.to_str().ok()?;
@@ -208,17 +217,19 @@ mod tests {
             HeaderMap::from_iter([(HeaderName::from_static(name), value)])
         };
         let left = |left| header("ratelimit-remaining", left);
-        for (status, headers, api, exhausted) in [
+        for (status, headers, pulls, exhausted) in [
             (200, left("1;w=21600"), true, false),
             (200, left("0;w=21600"), true, true),
             (200, HeaderMap::new(), false, true),
+            (200, left("9;w=21600"), false, true),
             (200, left("3;w=21600"), true, false),
+            (429, HeaderMap::new(), false, false),
             (429, HeaderMap::new(), true, true),
             (500, HeaderMap::new(), true, true),
             (200, HeaderMap::new(), true, false),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            record.answered(status, &headers, api);
+            record.answered(status, &headers, pulls);
             assert_eq!(record.is_exhausted(), exhausted, "{status} {headers:?}");
             assert!(!record.is_pausing());
         }

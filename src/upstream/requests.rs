@@ -1,12 +1,14 @@
 //! What an upstream is asked for: the endpoints of distribution-spec 1.1, as calls.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, LINK, RANGE};
+use http::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE,
+};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::endpoint::collect;
+use super::endpoint::{Asked, collect};
 use super::{CONTENT_DIGEST, Upstream, UpstreamError};
 use crate::oci::{Digest, MANIFEST_LIMIT, Name, OCI_INDEX, Reference};
 
@@ -19,7 +21,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v1+prettyjws, */*;q=0.1";
 
 /// Pages of referrers that are read, of up to 4 MiB each.
-const REFERRER_PAGES: usize = 16;
+const REFERRER_PAGES: usize = 64;
+/// And how large they may be in all, in bytes.
+const REFERRERS_LIMIT: usize = 8 * 1024 * 1024;
 
 /// The largest page of tags that is read, in bytes.
 const TAGS_LIMIT: usize = 16 * 1024 * 1024;
@@ -31,6 +35,17 @@ pub struct FetchedManifest {
     pub bytes: Bytes,
     /// What the upstream says its digest is.
     pub digest: Option<Digest>,
+}
+
+/// What a manifest is, without its bytes.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: HeaderValue,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// A blob's body as it arrives.
@@ -74,9 +89,31 @@ impl Upstream {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("{name}:{reference}");
         let response = self
-            .get(Method::HEAD, &path, name, &what, accept_manifests())
+            .look(Method::HEAD, &path, name, &what, accept_manifests())
             .await?;
         Ok(content_digest(&response))
+    }
+
+    /// Asks what a manifest is by HEAD, which counts against no pull limit. `None` where the upstream
+    /// does not say all of it.
+    pub async fn describe(
+        &self,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<Option<Description>, UpstreamError> {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        let what = format!("{name}:{reference}");
+        let response = self
+            .look(Method::HEAD, &path, name, &what, accept_manifests())
+            .await?;
+        let described = || {
+            Some(Description {
+                digest: content_digest(&response)?,
+                media_type: response.headers().get(CONTENT_TYPE)?.clone(),
+                size: content_length(&response)?,
+            })
+        };
+        Ok(described())
     }
 
     /// Asks for a manifest: distribution-spec 1.1, end-3.
@@ -120,7 +157,7 @@ impl Upstream {
         let path = format!("/v2/{name}/blobs/{digest}");
         let what = format!("the blob {digest} of {name}");
         let response = self
-            .get(Method::HEAD, &path, name, &what, HeaderMap::new())
+            .look(Method::HEAD, &path, name, &what, HeaderMap::new())
             .await?;
         Ok(content_length(&response))
     }
@@ -184,15 +221,23 @@ impl Upstream {
         let what = format!("the referrers of {digest} in {name}");
         let mut path = format!("/v2/{name}/referrers/{digest}");
         let mut descriptors = Vec::new();
-        for _ in 0..REFERRER_PAGES {
-            let asked = self.get(Method::GET, &path, name, &what, accept(OCI_INDEX));
+        let mut left = REFERRERS_LIMIT;
+        for page in 0..REFERRER_PAGES {
+            let asked = self.look(Method::GET, &path, name, &what, accept(OCI_INDEX));
             let response = match asked.await {
                 Ok(response) => response,
-                Err(UpstreamError::NotFound { .. }) => return Ok(None),
+                Err(UpstreamError::NotFound { .. }) if page == 0 => return Ok(None),
+                // Of a list that was there a moment ago: not an answer about all of it.
+                Err(error) if page > 0 && error.is_final() => {
+                    return Err(self.protocol_error(&what, &format!("no next page: {error}")));
+                }
                 Err(error) => return Err(error),
             };
-            let next = next_page(&response);
-            let body = self.collect(response, MANIFEST_LIMIT, &what).await?;
+            let next = next_page(&response).map_err(|reason| self.protocol_error(&what, reason))?;
+            let body = self
+                .collect(response, MANIFEST_LIMIT.min(left), &what)
+                .await?;
+            left -= body.len();
             let listed = descriptors_of(&body)
                 .ok_or_else(|| self.protocol_error(&what, "not an image index"))?;
             descriptors.extend(listed);
@@ -219,9 +264,9 @@ impl Upstream {
         let path = format!("/v2/{name}/tags/list{}", page_query(limit, last));
         let what = format!("the tags of {name}");
         let response = self
-            .get(Method::GET, &path, name, &what, accept("application/json"))
+            .look(Method::GET, &path, name, &what, accept("application/json"))
             .await?;
-        let more = response.headers().contains_key(LINK);
+        let more = next_link(response.headers()).is_some();
         let body = self.collect(response, TAGS_LIMIT, &what).await?;
         let page: Page = serde_json::from_slice(&body)
             .map_err(|e| self.protocol_error(&what, &format!("not a list of tags: {e}")))?;
@@ -240,12 +285,52 @@ pub fn descriptors_of(index: &[u8]) -> Option<Vec<Value>> {
     }
 }
 
-/// The path of `Link: </v2/...>; rel="next"`; another host's is not followed.
-fn next_page(response: &Response<Incoming>) -> Option<String> {
-    let link = response.headers().get(LINK)?.to_str().ok()?;
-    let (path, relation) = link.strip_prefix('<')?.split_once('>')?;
-    let next = relation.contains("rel=\"next\"") || relation.contains("rel=next");
-    (next && path.starts_with("/v2/")).then(|| path.to_owned())
+/// Where the next page of a list is, as a path of the API with its query: of the same endpoint, since
+/// any other is nobody that we were told to ask. Source: RFC 8288, and RFC 3986, 5.2.
+fn next_page(response: &Response<Incoming>) -> Result<Option<String>, &'static str> {
+    let Some(target) = next_link(response.headers()) else {
+        return Ok(None);
+    };
+    let elsewhere = "its next page is not on it";
+    let Asked { endpoint, url } = response.extensions().get().ok_or(elsewhere)?;
+    let next = url.join(&target).map_err(|_| elsewhere)?;
+    let path = next
+        .path()
+        .strip_prefix(endpoint.path().trim_end_matches('/'));
+    let path = path.filter(|path| path.starts_with("/v2/") && next.origin() == endpoint.origin());
+    let path = path.ok_or(elsewhere)?;
+    Ok(Some(match next.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }))
+}
+
+/// The target of `Link: <target>; rel="next"`, which may stand among others.
+fn next_link(headers: &HeaderMap) -> Option<String> {
+    let links = headers.get_all(LINK).iter();
+    let mut links = links.filter_map(|links| links.to_str().ok());
+    links.find_map(|links| {
+        let mut rest = links;
+        while let Some((_, link)) = rest.split_once('<') {
+            let (target, parameters) = link.split_once('>')?;
+            // Up to the next link. What is quoted may hold a comma, and seldom one with a `<`.
+            let end = parameters.find('<').unwrap_or(parameters.len());
+            let relation = |parameter: &str| {
+                let (key, value) = parameter.trim_matches([' ', ',']).split_once('=')?;
+                let value = value.trim().trim_matches('"').to_ascii_lowercase();
+                let next = value.split_ascii_whitespace().any(|it| it == "next");
+                (next && key.trim().eq_ignore_ascii_case("rel")).then_some(())
+            };
+            if parameters[..end]
+                .split(';')
+                .any(|it| relation(it).is_some())
+            {
+                return Some(target.to_owned());
+            }
+            rest = &parameters[end..];
+        }
+        None
+    })
 }
 
 /// `?n=..&last=..`, or nothing.
@@ -301,6 +386,32 @@ fn content_range(response: &Response<Incoming>) -> Option<(u64, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_page_is_found_among_other_links() {
+        for (links, next) in [
+            (&[r#"</v2/a?p=1>; rel="next""#][..], Some("/v2/a?p=1")),
+            (&["<?p=1>;rel=next"], Some("?p=1")),
+            (
+                &[r#"<a>; rel="first", <b>; title="c, d"; rel="last next""#],
+                Some("b"),
+            ),
+            (&[r#"<a>; rel="first""#, "<b>; REL=Next"], Some("b")),
+            (&[r#"<a>; rel="nextish"; title="next""#], None),
+            (&["nothing"], None),
+            (&["<a"], None),
+            (&[], None),
+        ] {
+            let links = links
+                .iter()
+                .map(|link| (LINK, HeaderValue::from_static(link)));
+            let mut headers = HeaderMap::new();
+            for (name, link) in links {
+                headers.append(name, link);
+            }
+            assert_eq!(next_link(&headers).as_deref(), next, "{headers:?}");
+        }
+    }
 
     #[test]
     fn a_page_is_asked_for_by_a_query() {

@@ -32,6 +32,8 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     /// Sockets that are passed to it as systemd does: the registry's, the admin listener's.
     passed: Vec<OwnedFd>,
+    /// How many descriptors it may have open, softly and hard.
+    descriptors: Option<(u32, u32)>,
 }
 
 impl Setup {
@@ -60,6 +62,7 @@ impl Setup {
             config,
             environment: Vec::new(),
             passed: Vec::new(),
+            descriptors: None,
         }
     }
 
@@ -131,6 +134,12 @@ impl Setup {
         self
     }
 
+    /// May have so many descriptors open, `soft` of them without asking for more.
+    pub fn descriptors(mut self, soft: u32, hard: u32) -> Self {
+        self.descriptors = Some((soft, hard));
+        self
+    }
+
     /// A file in the agent's folder.
     pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
@@ -175,7 +184,17 @@ impl Setup {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        self.command_of(Command::new(BINARY), arguments)
+        let command = match self.descriptors {
+            None => Command::new(BINARY),
+            // A shell that becomes the agent: limits are inherited.
+            Some((soft, hard)) => {
+                let mut shell = Command::new("/bin/sh");
+                let script = format!(r#"ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$0" "$@""#);
+                shell.args(["-c", &script, BINARY]);
+                shell
+            }
+        };
+        self.command_of(command, arguments)
     }
 
     /// `run`, with the sockets from the third file descriptor on: sd_listen_fds(3).
@@ -337,6 +356,17 @@ impl Agent {
         values.sum()
     }
 
+    /// The most memory that it has held, in bytes.
+    #[track_caller]
+    pub fn peak_memory(&self) -> usize {
+        let file = format!("/proc/{}/status", self.process.child.id());
+        let status = std::fs::read_to_string(file).expect("a running agent");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+        let kib: usize = kib.expect("VmHWM").parse().expect("a number");
+        kib * 1024
+    }
+
     /// `/status` of the admin listener.
     #[track_caller]
     pub fn status(&self) -> Value {
@@ -396,6 +426,11 @@ impl Agent {
     /// What it has written to its standard error.
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// What it was configured with last.
+    pub fn config(&self) -> &Value {
+        &self.setup.config
     }
 
     /// Writes another value of a key to its configuration file.

@@ -71,6 +71,8 @@ struct Content {
     cdn: Option<String>,
     /// Manifest GETs that are left; nothing for no limit.
     remaining: Option<u64>,
+    /// How it links the next page of referrers, where it has one on each.
+    referrers_link: Option<String>,
 }
 
 #[derive(Default)]
@@ -176,6 +178,7 @@ impl Options {
                 realm: String::new(),
                 cdn: None,
                 remaining: None,
+                referrers_link: None,
             }),
             rules: Mutex::default(),
             exchanges: Mutex::default(),
@@ -311,6 +314,18 @@ impl Upstream {
         });
     }
 
+    /// Nothing refers to the manifest with this digest any more.
+    pub fn forget_referrers(&self, name: &str, subject: &str) {
+        self.change(name, |repository| {
+            repository.referrers.remove(subject);
+        });
+    }
+
+    /// Lists one referrer on a page, and links the next by this, with `{path}` and `{page}` in it.
+    pub fn page_referrers(&self, link: &str) {
+        self.content().referrers_link = Some(link.to_owned());
+    }
+
     /// From now on the repository is for the account only.
     pub fn make_private(&self, name: &str) {
         self.change(name, |repository| repository.private = true);
@@ -319,6 +334,11 @@ impl Upstream {
     /// Forgets all tokens that it gave out.
     pub fn revoke_tokens(&self) {
         self.content().tokens.clear();
+    }
+
+    /// Gives out tokens for so many seconds from now on.
+    pub fn token_lifetime(&self, seconds: u64) {
+        self.content().token_lifetime = seconds;
     }
 
     /// Allows this many more manifest GETs.
@@ -342,6 +362,13 @@ impl Upstream {
         gate
     }
 
+    /// Holds the next of these answers, as it would have been then.
+    pub fn hold_headers(&self, on: On) -> Gate {
+        let gate = Gate::new();
+        self.fault(1, on, Fault::GateHeaders(gate.clone()));
+        gate
+    }
+
     /// Nothing goes wrong any more.
     pub fn heal(&self) {
         self.shared.rules.lock().expect("rules").clear();
@@ -354,9 +381,11 @@ impl Upstream {
 
     /// The requests so far by this method whose path contains `part`.
     pub fn asked(&self, method: &str, part: &str) -> Vec<Exchange> {
-        let mut exchanges = self.exchanges();
-        exchanges.retain(|exchange| exchange.method == method && exchange.path.contains(part));
-        exchanges
+        let exchanges = self.shared.exchanges.lock().expect("exchanges");
+        let such = exchanges
+            .iter()
+            .filter(|exchange| exchange.method == method && exchange.path.contains(part));
+        such.cloned().collect()
     }
 
     /// Those of them that it answered with content.

@@ -16,6 +16,8 @@ pub enum Fault {
     RetryAfter(u64),
     /// Never answers.
     HangHeaders,
+    /// Holds the answer, as it would have been now, back until the gate is opened.
+    GateHeaders(Gate),
     /// Sends this much of the body, then nothing.
     HangBody(usize),
     /// Sends this much of the body, then closes the connection.

@@ -21,6 +21,8 @@ pub(super) struct Request {
 impl Request {
     pub fn new(role: Role, method: String, target: &str, headers: Vec<(String, String)>) -> Self {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        // It may also be reached below a path.
+        let path = path.strip_prefix("/below").unwrap_or(path);
         let query = url::form_urlencoded::parse(query.as_bytes())
             .into_owned()
             .collect();
@@ -185,7 +187,7 @@ impl Content {
         }
         match kind {
             "manifests" => self.manifest(request, name, what, plan),
-            "referrers" => self.referrers(name, what),
+            "referrers" => self.referrers(request, name, what),
             "blobs" => self.blob(request, name, what, plan),
             "tags" if what == "list" => match self.repositories.get(name) {
                 Some(repository) => tags(request, name, repository),
@@ -195,12 +197,26 @@ impl Content {
         }
     }
 
-    fn referrers(&self, name: &str, subject: &str) -> Answer {
+    fn referrers(&self, request: &Request, name: &str, subject: &str) -> Answer {
         let known = self.repositories.get(name);
         match known.map(|repository| &repository.referrers) {
             Some(referrers) if !referrers.is_empty() => {
                 let manifests = referrers.get(subject).cloned().unwrap_or_default();
-                Answer::json(200, &json!({"schemaVersion": 2, "manifests": manifests}))
+                let index = |listed: &[Value]| json!({"schemaVersion": 2, "manifests": listed});
+                let Some(link) = &self.referrers_link else {
+                    return Answer::json(200, &index(&manifests));
+                };
+                let page = request.asked("p").and_then(|page| page.parse().ok());
+                let page: usize = page.unwrap_or(0);
+                let Some(one) = manifests.get(page..=page) else {
+                    return Answer::error(404, "UNKNOWN");
+                };
+                let answer = Answer::json(200, &index(one));
+                if page + 1 == manifests.len() {
+                    return answer;
+                }
+                let link = link.replace("{path}", &request.path);
+                answer.with("Link", link.replace("{page}", &(page + 1).to_string()))
             }
             _ => Answer::error(404, "UNSUPPORTED"),
         }

@@ -129,6 +129,13 @@ fn converse(
             return hang(socket);
         }
         let answer = shared.answer(&request, &plan);
+        let held = plan.find(|fault| match fault {
+            Fault::GateHeaders(gate) => Some(gate.clone()),
+            _ => None,
+        });
+        if let Some(gate) = held {
+            gate.pass();
+        }
         let whole = request.method == "GET";
         let mut sink = Sink {
             stream: stream.get_mut(),

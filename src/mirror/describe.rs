@@ -1,0 +1,107 @@
+//! What a manifest is, for those who ask no more than that.
+//!
+//! Many clients ask for a tag by HEAD, and then for the manifest that it is by its digest; others
+//! only watch whether a tag moves. What is not stored is not fetched for them, since that costs a
+//! pull: the upstream's own HEAD is passed on. Where the manifest is fetched right after that, it is
+//! kept under the tag as well.
+
+use std::time::{Duration, Instant};
+
+use super::{Mirror, MirrorError, Served, Source, manifest_error};
+use crate::oci::{Digest, Reference, Tag};
+use crate::upstream::Description;
+
+/// How long after a tag was asked for by HEAD a request for its manifest belongs to that.
+const TOGETHER: Duration = Duration::from_secs(10);
+
+/// What a manifest is.
+#[derive(Debug)]
+pub enum Described {
+    /// It is here.
+    Served(Served),
+    /// It is not, and the upstream describes it so.
+    Upstream(Description),
+}
+
+impl Mirror {
+    /// What a manifest is, by tag or digest. Nothing is fetched for it, unless the upstream does not
+    /// say it by HEAD.
+    pub async fn describe(
+        &self,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<Described, MirrorError> {
+        let described = if self.has(source, reference).await? {
+            None
+        } else {
+            self.ask_for_description(source, reference).await?
+        };
+        let here = match (&described, reference) {
+            (Some(described), Reference::Tag(_)) => {
+                let stored = self.0.store.manifest(&source.stored, &described.digest);
+                stored.await?.is_some()
+            }
+            _ => false,
+        };
+        match described {
+            Some(described) if !here => {
+                if let Reference::Tag(tag) = reference {
+                    self.remember(source, tag, &described.digest);
+                }
+                Ok(Described::Upstream(described))
+            }
+            _ => self
+                .manifest(source, reference)
+                .await
+                .map(Described::Served),
+        }
+    }
+
+    async fn has(&self, source: &Source, reference: &Reference) -> Result<bool, MirrorError> {
+        let store = &self.0.store;
+        let digest = match reference {
+            Reference::Digest(digest) => digest.clone(),
+            Reference::Tag(tag) => match store.tag(&source.stored, tag).await? {
+                Some(link) => link.digest,
+                None => return Ok(false),
+            },
+        };
+        Ok(store.manifest(&source.stored, &digest).await?.is_some())
+    }
+
+    async fn ask_for_description(
+        &self,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<Option<Description>, MirrorError> {
+        let key = (source.stored.clone(), reference.clone());
+        let flight = self.0.descriptions.join(key, |_| {
+            let (mirror, source, reference) = (self.clone(), source.clone(), reference.clone());
+            async move {
+                let asked = source.upstream.describe(&source.name, &reference).await;
+                Some(mirror.learn(&source, asked).await)
+            }
+        });
+        match flight.landed().await {
+            Some(Ok(described)) => Ok(described),
+            Some(Err(error)) if error.is_of_method() => Ok(None),
+            Some(Err(error)) => Err(manifest_error(error)),
+            None => Err(MirrorError::Abandoned(format!(
+                "{}:{reference}",
+                source.stored
+            ))),
+        }
+    }
+
+    fn remember(&self, source: &Source, tag: &Tag, digest: &Digest) {
+        let key = (source.stored.clone(), digest.clone());
+        self.0.described.insert(key, (tag.clone(), Instant::now()));
+    }
+
+    /// The tag by which a manifest was asked for a moment ago.
+    pub(super) fn described_as(&self, source: &Source, digest: &Digest) -> Option<Tag> {
+        let key = (source.stored.clone(), digest.clone());
+        let (_, (tag, asked)) = self.0.described.remove(&key)?;
+        (asked.elapsed() < TOGETHER).then_some(tag)
+    }
+}

@@ -1,0 +1,167 @@
+//! Who may be given what is stored.
+//!
+//! Where an upstream is asked as an account whose private repositories are not to be shared, what is
+//! stored of a repository is given out only while everybody can see it at the upstream as well. That
+//! is proved by the requests which are made as nobody, holds for a short time, and is noted in the
+//! store: while the upstream can't be asked, it is the note that counts. What was stored while
+//! private repositories were shared has none.
+
+use std::time::Duration;
+
+use super::{Mirror, MirrorError, Source};
+use crate::oci::{Digest, Reference};
+use crate::store::Page;
+use crate::store::layout::Repository;
+use crate::upstream::UpstreamError;
+
+/// What is to be given out.
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    Manifest(Reference),
+    Blob(Digest),
+}
+
+impl Mirror {
+    /// Sees to it that what is stored of a repository may be given to anybody.
+    pub(super) async fn admit_anybody(
+        &self,
+        source: &Source,
+        wanted: Wanted,
+    ) -> Result<(), UpstreamError> {
+        let Source { upstream, name, .. } = source;
+        if upstream.is_open(name) {
+            return Ok(());
+        }
+        let mut flight = self.0.visible.join(source.stored.clone(), |_| {
+            let (mirror, source) = (self.clone(), source.clone());
+            async move { Some(mirror.look(&source, &wanted).await) }
+        });
+        // Who may have it even if the upstream can't be asked does not wait for that for long.
+        if self.was_public(&source.stored).await {
+            let deadline = if upstream.is_suspect() {
+                Duration::ZERO
+            } else {
+                self.live().freshness.deadline
+            };
+            let left = deadline.saturating_sub(flight.started.elapsed());
+            let landing = flight.state.wait_for(Option::is_some);
+            if tokio::time::timeout(left, landing).await.is_err() {
+                if !deadline.is_zero() {
+                    upstream.was_late();
+                }
+                return Ok(());
+            }
+        }
+        match flight.landed().await {
+            Some(Err(error)) if !error.is_final() && self.was_public(&source.stored).await => {
+                Ok(())
+            }
+            Some(seen) => seen,
+            None => Err(upstream.transport(source.name.as_str(), "its asking was given up".into())),
+        }
+    }
+
+    /// Whether what is stored of a repository may be given out although its upstream can't be asked.
+    pub(super) async fn may_be_stale(&self, source: &Source) -> bool {
+        !source.upstream.is_guarded() || self.was_public(&source.stored).await
+    }
+
+    async fn was_public(&self, repository: &Repository) -> bool {
+        let public = self.0.store.is_public(repository).await;
+        public.unwrap_or_else(|error| {
+            tracing::error!(%repository, %error, "whether it is public can't be read: {error}");
+            false
+        })
+    }
+
+    /// Asks as nobody for something of a repository.
+    async fn look(&self, source: &Source, wanted: &Wanted) -> Result<(), UpstreamError> {
+        let Source { upstream, name, .. } = source;
+        let seen = match wanted {
+            Wanted::Manifest(reference) => {
+                let seen = upstream.manifest_digest(name, reference).await;
+                seen.map(drop)
+            }
+            Wanted::Blob(digest) => upstream.blob_size(name, digest).await.map(drop),
+        };
+        let seen = match seen {
+            // Gone, or not for us to know: a repository that can be seen has a list of tags.
+            Err(error)
+                if matches!(error, UpstreamError::NotFound { .. }) || error.is_of_method() =>
+            {
+                let seen = upstream.tags(name, Some(1), None).await;
+                if seen.as_ref().is_err_and(UpstreamError::is_final) {
+                    upstream.saw_private(name);
+                }
+                seen.map(drop)
+            }
+            seen => seen,
+        };
+        self.learn(source, seen).await
+    }
+
+    /// Keeps what an answer says of who may see a repository.
+    pub(super) async fn learn<T>(
+        &self,
+        source: &Source,
+        answer: Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let Source {
+            upstream,
+            name,
+            stored,
+        } = source;
+        if upstream.has_learned(name) {
+            // One after the other, or an older lesson could be the last that is noted.
+            let _order = self.0.noting.lock().await;
+            if let Some(public) = upstream.learned(name)
+                && let Err(error) = self.0.store.set_public(stored, public).await
+            {
+                tracing::error!(repository = %stored, public, %error, "who may see it could not be noted: {error}");
+            }
+        }
+        answer
+    }
+
+    /// Before something is fetched that perhaps not everybody may see, and is shared all the same:
+    /// from then on its repository is not one that was proved public.
+    pub(super) async fn forget_public(&self, source: &Source) -> Result<(), MirrorError> {
+        if source.upstream.settings().share_private {
+            let _order = self.0.noting.lock().await;
+            self.0.store.set_public(&source.stored, false).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the catalog may name a repository.
+    pub(super) async fn may_be_listed(&self, repository: &Repository) -> bool {
+        let live = self.live();
+        let registry = repository.as_str().split_once('/');
+        let upstream = registry.and_then(|(host, _)| live.upstream(host));
+        let upstream = upstream.unwrap_or_else(|| live.default());
+        !upstream.is_guarded() || self.was_public(repository).await
+    }
+
+    /// A page of the repositories that are stored and that anybody may know of, in the order of
+    /// their names.
+    pub async fn repositories(&self, mut page: Page) -> Result<Vec<Repository>, MirrorError> {
+        let wanted = page.limit;
+        let mut listed = Vec::new();
+        loop {
+            let found = self.0.store.repositories(page.clone()).await?;
+            let all = found.len() < page.limit;
+            for repository in found {
+                if listed.len() == wanted {
+                    return Ok(listed);
+                }
+                repository.as_str().clone_into(&mut page.after);
+                if self.may_be_listed(&repository).await {
+                    listed.push(repository);
+                }
+            }
+            if all || listed.len() == wanted {
+                return Ok(listed);
+            }
+        }
+    }
+}
