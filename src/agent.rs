@@ -149,7 +149,7 @@ pub async fn run(
         // host does not wait for another one.
         None => {
             tasks.spawn(health::watch(
-                Need::Mirror(mirror_probe),
+                Need::Mirror(Box::new(mirror_probe)),
                 probed,
                 health_sender,
                 metrics,
@@ -184,7 +184,7 @@ pub async fn run(
                 }
             });
             (
-                Some(port.own_port.clone()),
+                Some(port.own.clone()),
                 Some(port.serve(Arc::clone(&shared), connections.registry, stop)),
             )
         }
@@ -291,7 +291,7 @@ struct Port {
     listener: TcpListener,
     identity: Option<Arc<LiveIdentity>>,
     mirror: Mirror,
-    own_port: OwnPort,
+    own: OwnPort,
 }
 
 impl Port {
@@ -313,15 +313,15 @@ impl Port {
         });
         let identity = identity?.map(Arc::new);
         let local = listener.local_addr().map_err(error)?;
-        let own_port = OwnPort::new(local, identity.is_some());
-        let own_port = own_port.map_err(|error| AgentError::Tls(error.to_string()))?;
+        let own = OwnPort::new(local, identity.is_some());
+        let own = own.map_err(|error| AgentError::Tls(error.to_string()))?;
         let Storage::Filesystem { root } = &serving.storage;
         let store = Store::open(root)?;
         Ok(Self {
             listener,
             identity,
             mirror: Mirror::new(serving, store, Arc::clone(metrics)),
-            own_port,
+            own,
         })
     }
 

@@ -49,7 +49,7 @@ pub enum Need {
     /// Its storage: it serves.
     Storage(Store),
     /// The mirror elsewhere: it is a client.
-    Mirror(MirrorProbe),
+    Mirror(Box<MirrorProbe>),
 }
 
 impl Need {

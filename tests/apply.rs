@@ -25,6 +25,13 @@ use registry_agent::host::plan::{Check, FileChange, Plan, Proof, UnitAction, Ver
 use registry_agent::host::{rollback, write};
 use serde::{Deserialize, Serialize};
 
+/// Files by their paths, with mode and content; the daemon's mirrors; its state.
+type Everything = (
+    BTreeMap<PathBuf, (u32, Option<String>)>,
+    Vec<String>,
+    String,
+);
+
 /// Where the child of a crash test finds its host.
 const CHILD: &str = "REGISTRY_AGENT_TEST_HOST";
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
@@ -84,9 +91,9 @@ impl Host {
 
     /// What a docker daemon does with its file: the mirrors that it names, if it names any.
     fn configuration(&self) -> Result<Option<Vec<String>>, String> {
-        let content = match write::read(&self.at(DAEMON_JSON)).unwrap() {
-            FileFacts::Text { content, .. } => content,
-            _ => return Ok(None),
+        let facts = write::read(&self.at(DAEMON_JSON)).unwrap();
+        let FileFacts::Text { content, .. } = facts else {
+            return Ok(None);
         };
         let json: serde_json::Value = serde_json::from_str(&content).map_err(|e| e.to_string())?;
         if json.get("unknown").is_some() {
@@ -102,13 +109,7 @@ impl Host {
     }
 
     /// Everything below the root, and what the daemon has.
-    fn state(
-        &self,
-    ) -> (
-        BTreeMap<PathBuf, (u32, Option<String>)>,
-        Vec<String>,
-        String,
-    ) {
+    fn state(&self) -> Everything {
         let mut files = BTreeMap::new();
         let mut folders = vec![self.root()];
         while let Some(folder) = folders.pop() {
@@ -140,7 +141,7 @@ impl System for Host {
             Verb::Reload => {
                 let file = fs::read_to_string(self.at(DAEMON_JSON)).unwrap_or_default();
                 if docker.dies_of.as_ref().is_some_and(|of| file.contains(of)) {
-                    docker.active_state = "failed".to_owned();
+                    "failed".clone_into(&mut docker.active_state);
                     docker.start_limit_hit = true;
                 } else if let Ok(Some(mirrors)) = self.configuration() {
                     docker.coming = Some((docker.slow, mirrors));
@@ -150,14 +151,14 @@ impl System for Host {
             Verb::Restart if docker.start_limit_hit => Some("start-limit-hit"),
             Verb::Restart => match self.configuration() {
                 Ok(mirrors) if !docker.broken => {
-                    docker.active_state = "active".to_owned();
+                    "active".clone_into(&mut docker.active_state);
                     docker.main_pid += 1;
                     docker.coming = None;
                     docker.mirrors = mirrors.unwrap_or_default();
                     None
                 }
                 _ => {
-                    docker.active_state = "failed".to_owned();
+                    "failed".clone_into(&mut docker.active_state);
                     Some("the job failed")
                 }
             },
@@ -488,7 +489,7 @@ fn a_docker_that_fails_at_boot_for_our_file_gets_its_own_back_and_is_started() {
     let said = with(&host, async |apply| {
         let begun = apply.begin(&plan, purpose()).await.unwrap().unwrap();
         host.change(|docker| {
-            docker.active_state = "failed".to_owned();
+            "failed".clone_into(&mut docker.active_state);
             docker.start_limit_hit = true;
         });
         apply.complete(begun).await.unwrap_err().to_string()

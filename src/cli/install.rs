@@ -35,7 +35,9 @@ pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
         print(&said);
         Ok(())
     };
-    match install::uninstall(Path::new("/"), host.manager(), unwire).await {
+    let uninstalled = install::uninstall(Path::new("/"), host.manager(), unwire);
+    // In a box: what unwiring holds is large.
+    match Box::pin(uninstalled).await {
         Ok(done) => said(&done, "nothing was installed\n"),
         Err(error) => fail(&error, 1),
     }
@@ -45,8 +47,7 @@ fn said(done: &Done, nothing: &str) -> ExitCode {
     if done.is_empty() {
         return print(nothing);
     }
-    let lines: String = done.iter().map(|line| format!("{line}\n")).collect();
-    print(&lines)
+    print(&(done.join("\n") + "\n"))
 }
 
 fn root_only(verb: &str) -> Result<(), String> {

@@ -45,8 +45,8 @@ pub(super) fn plan(
 /// A plan for people, in colours on a terminal.
 pub(super) fn show(plan: &Plan) -> String {
     // no-color.org: any value but an empty one.
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
-    let coloured = !plain && std::io::stdout().is_terminal();
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
+    let coloured = !refused && std::io::stdout().is_terminal();
     Printed { plan, coloured }.to_string()
 }
 

@@ -42,9 +42,10 @@ impl OwnPort {
             let with_port = |ip: &IpAddr| SocketAddr::new(*ip, local.port());
             loopback.iter().map(with_port).collect()
         };
-        let tls = match speaks_tls {
-            true => Some(TlsConnector::from(Arc::new(tls::trusting_anybody()?))),
-            false => None,
+        let tls = if speaks_tls {
+            Some(TlsConnector::from(Arc::new(tls::trusting_anybody()?)))
+        } else {
+            None
         };
         Ok(Self {
             addresses: addresses.into(),

@@ -126,7 +126,11 @@ pub async fn install(
     ];
     let texts = texts.map(|(name, text)| (name, for_binary(text, binary)));
     let mut changed = write_all(root, &UNITS, texts, &mut done)?;
-    let sockets = put(&root.join(SOCKET_DROP_IN), drop_in(settings), &mut done)?;
+    let sockets = put(
+        &root.join(SOCKET_DROP_IN),
+        drop_in(settings).as_deref(),
+        &mut done,
+    )?;
     changed |= sockets;
 
     let mut loaded = BTreeMap::new();
@@ -315,17 +319,16 @@ fn drop_in(settings: &Settings) -> Option<String> {
     let lines: Vec<String> = registry
         .into_iter()
         .chain([admin])
-        .map(|address| format!("ListenStream={address}\n"))
+        .map(|address| format!("ListenStream={address}"))
         .collect();
-    let lines = lines.concat();
     let unit = SOCKET_UNIT
         .lines()
         .filter(|line| line.starts_with("ListenStream="));
-    let unit: String = unit.map(|line| format!("{line}\n")).collect();
-    (lines != unit).then(|| {
+    (!unit.eq(lines.iter())).then(|| {
+        let lines = lines.join("\n");
         format!(
             "# By `registry-agent install`: `listen` and `admin` of the configuration.\n\
-             [Socket]\nListenStream=\n{lines}"
+             [Socket]\nListenStream=\n{lines}\n"
         )
     })
 }
@@ -334,15 +337,15 @@ fn drop_in(settings: &Settings) -> Option<String> {
 /// those there that only hide the same file of a package. Whether anything changed.
 fn write_all<const N: usize>(
     root: &Path,
-    [ours, packages]: &[&str; 2],
+    [ours, theirs]: &[&str; 2],
     files: [(&str, String); N],
     done: &mut Done,
 ) -> Result<bool, InstallError> {
     let mut changed = false;
     for (name, text) in files {
-        let packaged = read(&root.join(packages).join(name))?;
+        let packaged = read(&root.join(theirs).join(name))?;
         let wanted = (packaged.as_deref() != Some(text.as_bytes())).then_some(text);
-        changed |= put(&root.join(ours).join(name), wanted, done)?;
+        changed |= put(&root.join(ours).join(name), wanted.as_deref(), done)?;
     }
     Ok(changed)
 }
@@ -360,11 +363,11 @@ fn read(file: &Path) -> Result<Option<Vec<u8>>, InstallError> {
 }
 
 /// Has a file hold a text, or not be there. Whether anything changed.
-fn put(file: &Path, text: Option<String>, done: &mut Done) -> Result<bool, InstallError> {
-    if read(file)?.as_deref() == text.as_ref().map(String::as_bytes) {
+fn put(file: &Path, text: Option<&str>, done: &mut Done) -> Result<bool, InstallError> {
+    if read(file)?.as_deref() == text.map(str::as_bytes) {
         return Ok(false);
     }
-    let (what, put) = match &text {
+    let (what, put) = match text {
         Some(text) => ("write", replace(file, text)),
         None => ("remove", fs::remove_file(file)),
     };

@@ -1,4 +1,4 @@
-//! The sockets that systemd holds for a service and passes to it: sd_listen_fds(3). They outlive
+//! The sockets that systemd holds for a service and passes to it: `sd_listen_fds(3)`. They outlive
 //! the process, so that nobody is refused while it is started again.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -93,10 +93,10 @@ impl Passed {
 }
 
 fn must_listen(listens: nix::Result<bool>) -> io::Result<()> {
-    match listens? {
-        true => Ok(()),
-        false => Err(io::Error::other("it does not listen")),
+    if listens? {
+        return Ok(());
     }
+    Err(io::Error::other("it does not listen"))
 }
 
 /// Whether a passed socket is the wanted one. Where a host has no IPv6, systemd gives all IPv4

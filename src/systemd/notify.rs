@@ -1,4 +1,4 @@
-//! What a service tells systemd of itself: sd_notify(3). Without systemd it does nothing.
+//! What a service tells systemd of itself: `sd_notify(3)`. Without systemd it does nothing.
 
 use std::time::Duration;
 

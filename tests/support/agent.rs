@@ -197,7 +197,7 @@ impl Setup {
         self.command_of(command, arguments)
     }
 
-    /// `run`, with the sockets from the third file descriptor on: sd_listen_fds(3).
+    /// `run`, with the sockets from the third file descriptor on: `sd_listen_fds(3)`.
     fn run_command(&self) -> Command {
         if self.passed.is_empty() {
             let mut command = self.command(&["run"]);

@@ -199,7 +199,7 @@ mod tests {
         }
         assert_eq!(tries, [0, 60, 180, 420, 720, 1020, 1320]);
         decider.reconsider();
-        let now = Duration::from_secs(1500);
+        let now = Duration::from_mins(25);
         let decision = decider.decide(now, &Probe::Serves, WITHDRAW, false, Drift::Correct);
         assert_eq!(decision, Decision::Tell(Wanted::Wired));
     }
