@@ -335,6 +335,7 @@ impl FakeManager {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "what D-Bus sends is owned")]
     fn enable_unit_files(
         &self,
         files: Vec<String>,
@@ -347,6 +348,7 @@ impl FakeManager {
         (true, vec![Default::default(); state.changes])
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "what D-Bus sends is owned")]
     fn disable_unit_files(
         &self,
         files: Vec<String>,
