@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::json;
 use support::agent::{Agent, Setup};
 use support::image::{Blob, DOCKER_MANIFEST, Image, KIB, MIB, Manifest, OCI_INDEX, OCI_MANIFEST};
-use support::upstream::Upstream;
+use support::upstream::{ALWAYS, Fault, On, Upstream};
 use support::{PATIENCE, eventually};
 
 /// A hub with an image as `library/app:latest`, and a mirror of it.
@@ -423,5 +423,34 @@ fn another_registry_is_chosen_by_ns_or_by_host_name_and_kept_apart() {
         "/v2/owner:5001/owner/app/manifests/latest",
     ] {
         agent.get(target).assert_error(404, "NAME_UNKNOWN");
+    }
+}
+
+/// image-spec, "Digests": SHA-512 is a registered algorithm as well.
+#[test]
+fn what_is_known_by_its_sha512_is_served_checked_and_kept_as_such() {
+    let layer = Blob::new(1, 2 * MIB).by_sha512();
+    let document = json!({
+        "schemaVersion": 2,
+        "layers": [{"digest": layer.digest, "size": layer.len()}],
+    });
+    let mut manifest = Manifest::new(OCI_MANIFEST, &document);
+    manifest.blob = manifest.blob.by_sha512();
+    let hub = Upstream::start();
+    hub.push_manifest("library/app", Some("latest"), &manifest);
+    hub.push_blob("library/app", &layer);
+    let agent = Setup::mirror(&hub).start();
+    let by_digest = format!("/v2/library/app/manifests/{}", manifest.digest());
+    let blob = format!("/v2/library/app/blobs/{}", layer.digest);
+    hub.fault(ALWAYS, On::get(&layer.digest), Fault::WrongByte(MIB));
+    let wrong = agent.get(&blob);
+    assert!(!wrong.complete || wrong.status == 503, "{}", wrong.status);
+    assert!(!agent.stored_blob(&layer.digest).exists());
+    hub.heal();
+    for _ in 0..2 {
+        agent.get(&by_digest).assert_is(&manifest.blob.bytes);
+        agent.get(&blob).assert_is(&layer.bytes);
+        agent.wait_until_stored([&layer, &manifest.blob]);
+        hub.switch_off();
     }
 }

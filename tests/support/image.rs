@@ -35,6 +35,12 @@ impl Blob {
         }
     }
 
+    /// The same bytes, known by their SHA-512.
+    pub fn by_sha512(self) -> Self {
+        let digest = hash("sha512", &ring::digest::SHA512, &self.bytes);
+        Self { digest, ..self }
+    }
+
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -137,12 +143,15 @@ fn descriptor(media_type: &str, blob: &Blob) -> Value {
 
 /// Computed here and not by the code under test.
 fn sha256(bytes: &[u8]) -> String {
-    let hash = ring::digest::digest(&ring::digest::SHA256, bytes);
-    hash.as_ref()
-        .iter()
-        .fold("sha256:".to_owned(), |text, byte| {
-            text + &format!("{byte:02x}")
-        })
+    hash("sha256", &ring::digest::SHA256, bytes)
+}
+
+fn hash(name: &str, algorithm: &'static ring::digest::Algorithm, bytes: &[u8]) -> String {
+    let hash = ring::digest::digest(algorithm, bytes);
+    let digits = hash.as_ref().iter();
+    digits.fold(format!("{name}:"), |text, byte| {
+        text + &format!("{byte:02x}")
+    })
 }
 
 /// `SplitMix64` (Steele, Lea, Flood 2014): a sequence that passes for random, from any seed.
