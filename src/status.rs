@@ -1,9 +1,8 @@
 //! What `/status` answers and `registry-agent status` prints.
 
+pub mod wiring;
+
 use std::fmt::{self, Write as _};
-use std::fs::File;
-use std::io::Read as _;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use indicatif::{DecimalBytes, HumanCount};
@@ -13,14 +12,11 @@ use url::Url;
 use crate::agent::Shared;
 use crate::config::Serving;
 use crate::health::MirrorHealth;
+use crate::host::watch::State;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::upstream::Budget;
-
-/// Where the host's part says what it has wired.
-const WIRING: &str = "/run/registry-agent-host/state.json";
-/// What is read of it, in bytes.
-const WIRING_LIMIT: u64 = 64 * 1024;
+use wiring::wiring;
 
 /// The state of an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,8 +33,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// The mirror that this host's engines are told.
     pub mirror: MirrorStatus,
-    /// How the engines are wired, by what wires them (`docker wired`); absent where nothing does.
-    pub wiring: Option<String>,
+    /// How the engines are wired, by what wires them; absent where nothing does.
+    pub wiring: Option<State>,
     /// What it serves; nothing by a client.
     #[serde(flatten)]
     pub serving: Option<ServingStatus>,
@@ -143,7 +139,7 @@ impl Status {
             problems: health.problems,
             uptime_seconds: shared.started.elapsed().as_secs(),
             mirror: MirrorStatus::new(&shared.mirror_health.borrow()),
-            wiring: wiring(Path::new(WIRING)),
+            wiring: wiring(),
             serving,
         }
     }
@@ -158,19 +154,6 @@ impl MirrorStatus {
             failure: health.failure.clone(),
         }
     }
-}
-
-/// What the host's part says of its work; nothing where there is none, or it can't be read.
-fn wiring(file: &Path) -> Option<String> {
-    #[derive(Deserialize)]
-    struct State {
-        summary: String,
-    }
-    let mut text = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(WIRING_LIMIT).read_to_end(&mut text));
-    read.ok()?;
-    let State { summary } = serde_json::from_slice(&text).ok()?;
-    Some(summary)
 }
 
 impl ServingStatus {
@@ -244,7 +227,7 @@ pub fn line(shared: &Shared) -> String {
         Some(mirror) => line.push_str(&serving_line(mirror, &shared.metrics)),
         None => line.push_str(settings.host.mirror.as_str().trim_end_matches('/')),
     }
-    let wiring = wiring(Path::new(WIRING));
+    let wiring = wiring().map(|state| state.summary);
     for more in wiring.iter().chain(&health.problems) {
         line.push_str("; ");
         // systemd takes a line.
@@ -349,9 +332,7 @@ impl fmt::Display for Status {
         if let Some(failure) = failure {
             rows.push(("", failure.clone()));
         }
-        if let Some(wiring) = &self.wiring {
-            rows.push(("wiring", wiring.clone()));
-        }
+        rows.extend(self.wiring.iter().flat_map(wiring::rows));
         for problem in &self.problems {
             rows.push(("problem", problem.clone()));
         }
@@ -362,6 +343,7 @@ impl fmt::Display for Status {
     }
 }
 
+/// A name, and what there is to say; a further line of the same has none.
 type Row = (&'static str, String);
 
 impl ServingStatus {
@@ -415,8 +397,6 @@ impl ServingStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
-    use std::io::Write as _;
 
     #[test]
     fn bytes_are_said_as_people_say_them() {
@@ -431,24 +411,5 @@ mod tests {
         ] {
             assert_eq!(round(bytes), said);
         }
-    }
-
-    #[test]
-    fn what_the_hosts_part_says_is_shown_and_what_is_no_such_file_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("state.json");
-        let mut open = OpenOptions::new();
-        let mut says = |text: &str| {
-            let opened = open.write(true).create(true).truncate(true).open(&file);
-            opened.unwrap().write_all(text.as_bytes()).unwrap();
-            wiring(&file)
-        };
-        let said = says(r#"{"summary": "docker wired", "engines": []}"#);
-        assert_eq!(said.as_deref(), Some("docker wired"));
-        assert_eq!(says("half of a fi"), None);
-        let long = format!(r#"{{"summary": "{}"}}"#, "x".repeat(100_000));
-        assert_eq!(says(&long), None, "it is read to its limit and no further");
-        assert_eq!(wiring(folder.path()), None, "a folder");
-        assert_eq!(wiring(&folder.path().join("nothing")), None);
     }
 }

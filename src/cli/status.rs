@@ -7,6 +7,7 @@ use super::{fail, print};
 use crate::admin::client;
 use crate::config::{self, AdminAddress, Loaded, Sources};
 use crate::status::Status;
+use crate::status::wiring::{rows, wiring};
 
 /// Asks the running agent. Exit code 0: ready; 3: running, not ready; 1: not to be reached; 2: the
 /// configuration.
@@ -35,6 +36,10 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
                 "can't ask the agent at {admin}: {error}\nIs it running? `systemctl status \
                  registry-agent`; if it has a configuration of its own, name it with --config."
             );
+            // The host's part is another process, and may know what is wrong.
+            for (name, value) in wiring().iter().flat_map(rows) {
+                print(&format!("{name:<10} {value}\n"));
+            }
             return fail(&error, 1);
         }
     };
