@@ -134,6 +134,7 @@ pub async fn run(
         Arc::new(Metrics::default()),
         stop_admin,
         || ADMIN_LIMITS,
+        None,
     ));
     let probed = {
         let shared = Arc::clone(&shared);
@@ -264,7 +265,8 @@ fn tell_started(settings: &Settings, connections: usize) {
 }
 
 /// Whether the registry answers within the deadline, or is only too busy to: a crowd may have all
-/// of its places, and is served. A client has none, and answers by asking.
+/// of its places, and is served. Connections that are refused prove nothing: they are, for ever,
+/// while all that was accepted hangs. A client has no registry, and answers by asking.
 async fn answers(
     own_port: Option<OwnPort>,
     metrics: Arc<Metrics>,
@@ -273,7 +275,7 @@ async fn answers(
     let Some(own_port) = own_port else {
         return Ok(());
     };
-    let count = || metrics.served_bytes.get() + metrics.refused_connections.get();
+    let count = || metrics.served_bytes.get() + metrics.answers.get();
     let before = count();
     match tokio::time::timeout(deadline, own_port.answers()).await {
         Ok(Ok(())) => Ok(()),
@@ -352,7 +354,16 @@ impl Port {
         };
         let answer =
             move |request, outbox: Option<&_>| registry.answer(request, outbox, shared.settings());
-        let serving = server::serve(listener, connections, answer, metrics, stop, limits);
+        let own_port = Some(self.own_port);
+        let serving = server::serve(
+            listener,
+            connections,
+            answer,
+            metrics,
+            stop,
+            limits,
+            own_port,
+        );
         tokio::spawn(serving)
     }
 }

@@ -38,6 +38,8 @@ pub struct RegistryLabels {
 /// All counters of the agent.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Requests answered, whatever the answer; a sum that is not told beside its parts.
+    pub answers: Counter,
     /// Requests answered, by route and status.
     pub requests: Family<RequestLabels, Counter>,
     /// Blob requests that the store answered.

@@ -172,6 +172,7 @@ impl Registry {
             *response.body_mut() = Body::empty();
         }
         let status = response.status();
+        self.metrics.answers.inc();
         self.metrics
             .requests
             .get_or_create(&RequestLabels {

@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 
 use nix::sys::signal::Signal;
@@ -76,6 +76,19 @@ impl Manager {
         (Self(socket), setup.environment("NOTIFY_SOCKET", &path))
     }
 
+    /// Every line that it was told and has not heard yet.
+    fn heard(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        self.0.set_nonblocking(true).unwrap();
+        let mut message = [0; 4096];
+        while let Ok(length) = self.0.recv(&mut message) {
+            let message = String::from_utf8_lossy(&message[..length]);
+            lines.extend(message.lines().map(str::to_owned));
+        }
+        self.0.set_nonblocking(false).unwrap();
+        lines
+    }
+
     /// Waits for a line that begins so, and returns the rest of it.
     #[track_caller]
     fn hears(&self, beginning: &str) -> String {
@@ -133,6 +146,81 @@ fn the_watchdog_is_fed_after_a_request_to_the_registry_itself() {
         .lines()
         .filter(|line| line.contains(r#""path":"/""#) && line.contains("200"));
     assert_eq!(logged.next(), None, "it is not in the access log");
+}
+
+/// So many connections of this address that ask for nothing.
+fn silent(agent: &Agent, from: Ipv4Addr, count: usize) -> Vec<TcpStream> {
+    let Client::Tcp(address) = agent.registry() else {
+        panic!("a TCP listener")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let connect = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect(address).await.unwrap().into_std().unwrap()
+    };
+    runtime.block_on(async {
+        let mut streams = Vec::new();
+        for _ in 0..count {
+            streams.push(connect().await);
+        }
+        streams
+    })
+}
+
+/// How often the log says that the registry does not answer.
+fn complaints(agent: &Agent) -> usize {
+    agent.log().matches("the registry does not answer").count()
+}
+
+#[test]
+fn the_watchdog_is_not_fed_while_the_registry_answers_nobody() {
+    let hub = Upstream::start();
+    let (manager, setup) = Manager::of(Setup::mirror(&hub));
+    let agent = setup
+        .environment("WATCHDOG_USEC", "400000")
+        .set("host.mirror", "http://127.0.0.1:9")
+        // 24 connections, half of them for each client.
+        .descriptors(96, 96)
+        .start();
+    manager.hears("WATCHDOG=1");
+    let clients = [2, 3].map(|last| silent(&agent, Ipv4Addr::new(127, 0, 0, last), 12));
+    eventually(PATIENCE, "it is told of", || complaints(&agent) > 0);
+    // The process lives, and answers elsewhere.
+    assert_eq!(agent.admin().get("/healthz").status, 200);
+    manager.heard();
+    let before = complaints(&agent);
+    eventually(PATIENCE, "it goes on", || complaints(&agent) > before + 2);
+    let heard = manager.heard();
+    assert!(
+        !heard.iter().any(|line| line == "WATCHDOG=1"),
+        "it was fed: {heard:?}"
+    );
+    drop(clients);
+    manager.hears("WATCHDOG=1");
+}
+
+#[test]
+fn the_watchdog_is_fed_while_this_hosts_clients_have_their_share_of_all_connections() {
+    let hub = Upstream::start();
+    let (manager, setup) = Manager::of(Setup::mirror(&hub));
+    let agent = setup
+        .environment("WATCHDOG_USEC", "4000000")
+        .set("host.mirror", "http://127.0.0.1:9")
+        .descriptors(96, 96)
+        .start();
+    // From where the agent asks itself.
+    let _clients = silent(&agent, Ipv4Addr::LOCALHOST, 13);
+    let refused = "registry_agent_refused_connections_total";
+    eventually(PATIENCE, "one has no place", || agent.metric(refused) > 0.5);
+    manager.heard();
+    manager.hears("WATCHDOG=1");
+    manager.hears("WATCHDOG=1");
+    assert_eq!(complaints(&agent), 0);
+    assert!(agent.metric(refused) < 1.5, "its own were not refused");
 }
 
 #[test]

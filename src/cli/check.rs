@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::config::{self, Loaded, Serving, Sources, Storage};
+use crate::config::{self, HostSettings, Loaded, Manage, Restart, Serving, Sources, Storage};
 
 /// Reads the configuration and starts nothing.
 ///
@@ -41,11 +41,39 @@ fn report(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
         report_serving(out, serving)?;
     }
     writeln!(out, "admin: {}", settings.admin)?;
-    writeln!(
-        out,
-        "engines: {}",
-        settings.host.mirror.as_str().trim_end_matches('/')
-    )
+    report_host(out, &settings.host)
+}
+
+/// What the engines are told, and those to which something else is done than to wire them where
+/// they are.
+fn report_host(out: &mut impl Write, host: &HostSettings) -> io::Result<()> {
+    let mirror = host.mirror.as_str().trim_end_matches('/');
+    writeln!(out, "engines: {mirror}")?;
+    for (engine, manage) in [
+        ("docker", host.docker.manage),
+        ("containerd", host.containerd),
+        ("podman", host.podman),
+        ("buildkit", host.buildkit),
+    ] {
+        let restarted = engine == "docker" && host.docker.restart == Restart::IfNeeded;
+        let wired = match manage {
+            Manage::Auto if restarted => "wired where it is here",
+            Manage::Auto => continue,
+            Manage::Always => "has to be here",
+            Manage::Never => "left alone",
+            Manage::Report => "only looked at",
+        };
+        let restarted = if restarted && manage != Manage::Never {
+            ", restarted where nothing else works"
+        } else {
+            ""
+        };
+        writeln!(out, "{engine}: {wired}{restarted}")?;
+    }
+    match &host.local_name {
+        Some(name) => writeln!(out, "hosts: {name}"),
+        None => Ok(()),
+    }
 }
 
 fn report_serving(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
@@ -101,7 +129,11 @@ mod tests {
             upstream: ghcr.io at https://ghcr.example.com, https://ghcr.io anonymously\n\
             upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n\
             admin: 127.0.0.1:5001\n\
-            engines: https://docker-mirror.local\n";
+            engines: https://docker-mirror.local\n\
+            docker: has to be here, restarted where nothing else works\n\
+            containerd: left alone\n\
+            podman: only looked at\n\
+            hosts: docker-local.example.com\n";
         assert_eq!(out, expected);
     }
 }

@@ -1,10 +1,12 @@
 //! `registry-agent install` and `uninstall`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{fail, print};
 use crate::host::install::{self, Done};
+use crate::host::journal::Journal;
 use crate::host::live::ThisHost;
 
 /// Installs the units of this binary. Exit code 0: they are as they should be and run; 1: not.
@@ -30,10 +32,17 @@ pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
     }
     let restart = host.settings().host.docker.restart;
     let unwire = async {
+        let journal = Journal::default_folder(Path::new("/"));
+        // Without one, no engine was ever wired; to open it would make it.
+        if !journal.exists() {
+            return Ok(());
+        }
         let said =
             super::rollback::take_back(host, restart, "uninstall", |_| String::new()).await?;
         print(&said);
-        Ok(())
+        // What it kept is where it belongs again.
+        fs::remove_dir_all(&journal)
+            .map_err(|error| format!("can't remove {}: {error}", journal.display()))
     };
     let uninstalled = install::uninstall(Path::new("/"), host.manager(), unwire);
     // In a box: what unwiring holds is large.

@@ -1,8 +1,10 @@
 //! A real request to this agent's own registry: whether it accepts, speaks TLS, and answers.
 
 use std::error::Error;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::Bytes;
 use http::Request;
@@ -10,7 +12,7 @@ use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::tls;
@@ -20,6 +22,8 @@ use crate::tls;
 pub struct OwnPort {
     addresses: Arc<[SocketAddr]>,
     tls: Option<TlsConnector>,
+    /// The local port that it was asked from last; 0 before.
+    from: Arc<AtomicU16>,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,7 +54,16 @@ impl OwnPort {
         Ok(Self {
             addresses: addresses.into(),
             tls,
+            from: Arc::default(),
         })
+    }
+
+    /// Whether a connection that the registry has accepted is the one that asks: it must not be
+    /// refused because this host's other processes have their share of all connections.
+    pub fn is_asking(&self, peer: SocketAddr, local: SocketAddr) -> bool {
+        let [peer_ip, local_ip] = [peer, local].map(|it| it.ip().to_canonical());
+        let from_here = peer_ip == local_ip || (peer_ip.is_loopback() && local_ip.is_loopback());
+        from_here && peer.port() == self.from.load(Ordering::Relaxed)
     }
 
     /// Asks once, on a new connection. Any answer is one: what it says is not the question.
@@ -68,8 +81,24 @@ impl OwnPort {
         }
     }
 
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in &*self.addresses {
+            let connected = async {
+                let (socket, port) = socket_to(*address)?;
+                self.from.store(port, Ordering::Relaxed);
+                socket.connect(*address).await
+            };
+            match connected.await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
     async fn ask(&self) -> Result<(), BoxError> {
-        let socket = TcpStream::connect(&*self.addresses).await?;
+        let socket = self.connect().await?;
         match &self.tls {
             None => head(socket).await,
             Some(tls) => {
@@ -78,6 +107,17 @@ impl OwnPort {
             }
         }
     }
+}
+
+/// A socket, and the local port that it has before it connects.
+fn socket_to(address: SocketAddr) -> io::Result<(TcpSocket, u16)> {
+    let (socket, any): (_, IpAddr) = match address {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, Ipv4Addr::UNSPECIFIED.into()),
+        SocketAddr::V6(_) => (TcpSocket::new_v6()?, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    socket.bind((any, 0).into())?;
+    let port = socket.local_addr()?.port();
+    Ok((socket, port))
 }
 
 async fn head(

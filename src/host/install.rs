@@ -223,7 +223,14 @@ pub async fn uninstall(
     removed |= put(&root.join(SOCKET_DROP_IN), None, &mut done)?;
     // Only if nobody else has a drop-in there.
     let _ = fs::remove_dir(root.join(SOCKET_DROP_IN).with_file_name(""));
-    put(&root.join(SYSUSERS[0]).join(SYSUSERS_FILE), None, &mut done)?;
+    let users = root.join(SYSUSERS[0]);
+    if put(&users.join(SYSUSERS_FILE), None, &mut done)? {
+        // Not every distribution has it: where nobody else uses it, it was made for this.
+        let _ = fs::remove_dir(users);
+    }
+    // The agent's unit preserves it for the socket, which is gone too.
+    let runtime = Path::new(RUNTIME_DIRECTORY);
+    let _ = fs::remove_dir(root.join(runtime.strip_prefix("/").unwrap_or(runtime)));
     if removed {
         did(
             units.daemon_reload().await,

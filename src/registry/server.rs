@@ -24,6 +24,7 @@ use super::activity::Activity;
 use super::peers::Peers;
 use super::sendfile::{Outbox, SendfileStream};
 use super::{Body, TEXT, tls};
+use crate::health::OwnPort;
 use crate::metrics::Metrics;
 use crate::tls::LiveIdentity;
 
@@ -60,11 +61,15 @@ enum Stream {
 }
 
 impl Stream {
-    /// Whose it is; `None` for a process of this host at a Unix socket, and for a client that has
-    /// left already.
-    fn client(&self) -> Option<IpAddr> {
+    /// Whose it is; `None` for the agent itself, for a process of this host at a Unix socket, and for
+    /// a client that has left already.
+    fn client(&self, own_port: Option<&OwnPort>) -> Option<IpAddr> {
         match self {
-            Self::Tcp(socket) | Self::Tls(socket, _) => Some(socket.peer_addr().ok()?.ip()),
+            Self::Tcp(socket) | Self::Tls(socket, _) => {
+                let (peer, local) = (socket.peer_addr().ok()?, socket.local_addr().ok()?);
+                let own = own_port.is_some_and(|own| own.is_asking(peer, local));
+                (!own).then(|| peer.ip())
+            }
             Self::Unix(_) => None,
         }
     }
@@ -104,7 +109,7 @@ pub struct Limits {
 }
 
 /// Serves, so many `connections` at once, until `stop` is true, then lets running answers end.
-/// Returns whether all of them did.
+/// Returns whether all of them did. Those of `own_port` are nobody's share.
 pub async fn serve<F>(
     listener: Listener,
     connections: usize,
@@ -112,6 +117,7 @@ pub async fn serve<F>(
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
     limits: impl Fn() -> Limits,
+    own_port: Option<OwnPort>,
 ) -> bool
 where
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -138,7 +144,8 @@ where
                 continue;
             }
         };
-        let share = stream.client().map(|client| peers.admit(client));
+        let client = stream.client(own_port.as_ref());
+        let share = client.map(|client| peers.admit(client));
         if matches!(share, Some(None)) {
             // Not kept waiting: in the queue it would be in the way of others.
             metrics.refused_connections.inc();

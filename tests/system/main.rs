@@ -3,6 +3,7 @@
 
 mod control;
 mod harness;
+mod install;
 mod interruptions;
 mod layout;
 mod outage;
