@@ -48,7 +48,7 @@ fn main() {
     host.boot();
     Agent::on(&host).wait_until_ready();
     poll::until("the mirror is proved", Duration::from_secs(30), || {
-        let status = Agent::on(&host).status();
+        let status = host.try_run(&["registry-agent", "status"]).stdout;
         let proved = status.contains("which has served");
         if proved { Ok(()) } else { Err(status) }
     });

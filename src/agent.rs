@@ -354,7 +354,7 @@ impl Port {
         };
         let answer =
             move |request, outbox: Option<&_>| registry.answer(request, outbox, shared.settings());
-        let own_port = Some(self.own_port);
+        let own_port = Some(self.own);
         let serving = server::serve(
             listener,
             connections,
