@@ -137,7 +137,7 @@ impl ConfigArguments {
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(config) => run::run(config.sources()),
-        Verb::Check(config) => check::check(&config.sources()),
+        Verb::Check(config) => check::check(&config.sources().of_this_host()),
         Verb::Status { config, json } => status::status(&config.sources(), json),
         Verb::Warm {
             images,
@@ -156,7 +156,7 @@ pub fn main() -> ExitCode {
             };
             warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
         }
-        Verb::Verify { config, repair } => verify::verify(&config.sources(), repair),
+        Verb::Verify { config, repair } => verify::verify(&config.sources().of_this_host(), repair),
         Verb::Plan {
             print_facts: true,
             config,

@@ -145,6 +145,17 @@ fn install_writes_enables_and_starts_once_and_mends_what_is_not_so() {
     );
     host.run(&["curl", "-sS", "--fail", &format!("{MIRROR}/v2/")]);
     wait_until_wired(&host);
+    // Whoever asks at a shell means the agent that runs.
+    let check = host.run(&[BINARY, "check"]);
+    assert!(
+        check.contains("storage: /var/lib/registry-agent\n"),
+        "{check}"
+    );
+    let verify = host.try_run(&[BINARY, "verify"]);
+    assert!(
+        verify.succeeded() && verify.stderr.contains(" in /var/lib/registry-agent\n"),
+        "{verify}"
+    );
 
     let (process, before) = (property(&host, AGENT, "MainPID"), changes(&host));
     let again = install(&host);
