@@ -81,6 +81,10 @@ enum Verb {
         /// Facts that were saved, of this host or another; without, this host is looked at
         #[arg(long, value_name = "FILE")]
         facts: Option<PathBuf>,
+        /// Print what is known of this host, as JSON for `--facts`, in place of a plan. It holds the
+        /// engines' configuration files, with what is secret in them
+        #[arg(long, conflicts_with_all = ["facts", "withdrawn", "json"])]
+        print_facts: bool,
         /// What would be done while the mirror does not serve
         #[arg(long)]
         withdrawn: bool,
@@ -133,7 +137,7 @@ impl ConfigArguments {
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(config) => run::run(config.sources()),
-        Verb::Check(config) => check::check(&config.sources()),
+        Verb::Check(config) => check::check(&config.sources().of_this_host()),
         Verb::Status { config, json } => status::status(&config.sources(), json),
         Verb::Warm {
             images,
@@ -152,12 +156,18 @@ pub fn main() -> ExitCode {
             };
             warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
         }
-        Verb::Verify { config, repair } => verify::verify(&config.sources(), repair),
+        Verb::Verify { config, repair } => verify::verify(&config.sources().of_this_host(), repair),
+        Verb::Plan {
+            print_facts: true,
+            config,
+            ..
+        } => plan::print_facts(&config.sources()),
         Verb::Plan {
             facts,
             withdrawn,
             json,
             config,
+            print_facts: false,
         } => {
             let wanted = if withdrawn {
                 Wanted::Withdrawn

@@ -42,6 +42,22 @@ pub(super) fn plan(
     ExitCode::from(if made.is_empty() { 0 } else { 2 })
 }
 
+/// Prints what a plan for this host is made of. Exit code 0, or 1 where it can't be said.
+pub(super) fn print_facts(sources: &Sources) -> ExitCode {
+    let settings = match config::load(&sources.clone().of_the_unit()) {
+        Ok(loaded) => loaded.settings,
+        Err(errors) => return fail(&errors, 1),
+    };
+    let text = observed(&settings).and_then(|observed| {
+        let text = serde_json::to_string_pretty(&observed.facts);
+        text.map_err(|error| format!("can't write the facts as JSON: {error}"))
+    });
+    match text {
+        Ok(text) => print(&format!("{text}\n")),
+        Err(error) => fail(&error, 1),
+    }
+}
+
 /// A plan for people, in colours on a terminal.
 pub(super) fn show(plan: &Plan) -> String {
     // no-color.org: any value but an empty one.

@@ -18,6 +18,9 @@ pub const DEFAULT_FILE: &str = "/etc/registry-agent/config.yaml";
 /// The folder beside a configuration file whose `*.yaml` are merged over it.
 const DROP_INS: &str = "config.d";
 
+/// The folder that the agent's own unit has while it runs, and keeps after that.
+const UNIT_RUNTIME: &str = "/run/registry-agent";
+
 /// What every variable of the agent's own begins with.
 const PREFIX: &str = "REGISTRY_AGENT_";
 
@@ -54,13 +57,25 @@ impl Sources {
     #[must_use]
     pub fn of_the_unit(mut self) -> Self {
         for (name, folder) in [
-            ("RUNTIME_DIRECTORY", "/run/registry-agent"),
+            ("RUNTIME_DIRECTORY", UNIT_RUNTIME),
             ("STATE_DIRECTORY", "/var/lib/registry-agent"),
         ] {
             self.environment.retain(|(variable, _)| variable != name);
             self.environment.push((name.to_owned(), folder.to_owned()));
         }
         self
+    }
+
+    /// Those of the agent that its unit runs on this host, where it does and nobody named another
+    /// configuration; for what looks at an agent's files.
+    #[must_use]
+    pub fn of_this_host(self) -> Self {
+        let unnamed = self.config.is_none() && self.distribution.is_none();
+        if unnamed && Path::new(UNIT_RUNTIME).is_dir() {
+            self.of_the_unit()
+        } else {
+            self
+        }
     }
 
     /// A variable's value; none if it is unset or empty.

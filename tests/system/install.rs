@@ -109,6 +109,19 @@ fn install_writes_enables_and_starts_once_and_mends_what_is_not_so() {
     let network = Network::new();
     let host = host_with_binary(&network);
     host.write(DROP_IN, "[Service]\nNice=2\n");
+    // What would be changed is said, here and by whoever is sent the facts.
+    let plan = host.try_run(&[BINARY, "plan"]);
+    assert!(
+        plan.code == Some(2) && plan.stdout.contains(MIRROR),
+        "{plan}"
+    );
+    host.write(
+        "/tmp/facts.json",
+        &host.run(&[BINARY, "plan", "--print-facts"]),
+    );
+    let elsewhere = host.try_run(&[BINARY, "plan", "--facts", "/tmp/facts.json"]);
+    assert_eq!(elsewhere.stdout, plan.stdout, "{elsewhere}");
+
     let said = install(&host);
     for line in [
         "wrote /etc/systemd/system/registry-agent.service",
@@ -132,6 +145,17 @@ fn install_writes_enables_and_starts_once_and_mends_what_is_not_so() {
     );
     host.run(&["curl", "-sS", "--fail", &format!("{MIRROR}/v2/")]);
     wait_until_wired(&host);
+    // Whoever asks at a shell means the agent that runs.
+    let check = host.run(&[BINARY, "check"]);
+    assert!(
+        check.contains("storage: /var/lib/registry-agent\n"),
+        "{check}"
+    );
+    let verify = host.try_run(&[BINARY, "verify"]);
+    assert!(
+        verify.succeeded() && verify.stderr.contains(" in /var/lib/registry-agent\n"),
+        "{verify}"
+    );
 
     let (process, before) = (property(&host, AGENT, "MainPID"), changes(&host));
     let again = install(&host);
