@@ -174,7 +174,7 @@ pub async fn run(loaded: Loaded, sources: Sources, level: LevelHandle) -> Result
         tls = settings.tls.is_some(),
         admin = %settings.admin,
         storage = %root.display(),
-        connections = connections.registry,
+        connections = connections.registry.all,
         "started"
     );
 
