@@ -19,7 +19,7 @@ use crate::log::LevelHandle;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::registry::Registry;
-use crate::registry::server::{self, Limits, Listener};
+use crate::registry::server::{self, Limits, Listener, Places};
 use crate::store::{Store, StoreError};
 use crate::systemd::listen::Passed;
 use crate::systemd::notify;
@@ -201,7 +201,7 @@ pub async fn run(
             answers(own_port.clone(), Arc::clone(&shared.metrics), deadline)
         })
     });
-    tell_started(&settings, connections.registry);
+    tell_started(&settings, connections.registry.all);
 
     signals
         .reload_until_stopped(&shared, &sources, &level)
@@ -331,7 +331,7 @@ impl Port {
     fn serve(
         self,
         shared: Arc<Shared>,
-        connections: usize,
+        connections: Places,
         stop: watch::Receiver<bool>,
     ) -> JoinHandle<bool> {
         let listener = match self.identity {

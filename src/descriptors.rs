@@ -5,6 +5,7 @@
 //! two. With none left nothing works: nobody is accepted on any port, no file is opened, no upstream
 //! is asked.
 
+use crate::registry::server::Places;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Connections of the registry at once, where there are descriptors for them. More wait to be
@@ -19,10 +20,10 @@ const KEPT: u64 = 256;
 /// How many connections there may be at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connections {
-    /// Of the registry.
-    pub registry: usize,
-    /// Of the admin listener.
-    pub admin: usize,
+    /// Of the registry: half of them are for one client, so that others get in beside it.
+    pub registry: Places,
+    /// Of the admin listener: its clients are this host's own.
+    pub admin: Places,
 }
 
 impl Connections {
@@ -34,10 +35,10 @@ impl Connections {
             getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
         });
         let connections = Self::within(limit);
-        if (connections.registry as u64) < CONNECTIONS {
+        if (connections.registry.all as u64) < CONNECTIONS {
             tracing::warn!(
                 descriptors = limit,
-                connections = connections.registry,
+                connections = connections.registry.all,
                 "few clients can connect at once: raise the hard limit of open files (`LimitNOFILE=`, \
                  `ulimit -Hn`)"
             );
@@ -50,9 +51,17 @@ impl Connections {
     fn within(descriptors: u64) -> Self {
         let left = descriptors - KEPT.min(descriptors / 2);
         let places = |most: u64, of: u64| usize::try_from(of.clamp(1, most)).unwrap_or(1);
+        let registry = places(CONNECTIONS, left / 2);
+        let admin = places(ADMIN_CONNECTIONS, descriptors / 8);
         Self {
-            registry: places(CONNECTIONS, left / 2),
-            admin: places(ADMIN_CONNECTIONS, descriptors / 8),
+            registry: Places {
+                all: registry,
+                each: (registry / 2).max(1),
+            },
+            admin: Places {
+                all: admin,
+                each: admin,
+            },
         }
     }
 }
@@ -79,8 +88,10 @@ mod tests {
             (96, 24, 12),
             (2, 1, 1),
         ] {
-            let connections = Connections { registry, admin };
-            assert_eq!(Connections::within(descriptors), connections);
+            let within = Connections::within(descriptors);
+            assert_eq!((within.registry.all, within.admin.all), (registry, admin));
+            assert_eq!(within.registry.each, (registry / 2).max(1), "half");
+            assert_eq!(within.admin.each, admin);
         }
     }
 }

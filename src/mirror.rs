@@ -146,7 +146,7 @@ struct Inner {
     tags: Flights<(Repository, Tag), Resolution>,
     descriptions: Flights<(Repository, Reference), Result<Option<Description>, UpstreamError>>,
     /// The tags that were asked for by HEAD, by what they are, and when.
-    described: Cache<(Repository, Digest), (Tag, Instant)>,
+    described: Cache<(Repository, Digest), (Tag, Instant, SystemTime)>,
     referrers: Flights<(Repository, Digest), Result<Vec<serde_json::Value>, UpstreamError>>,
     visible: Flights<Repository, Result<(), UpstreamError>>,
     /// Held while it is noted who may see a repository.

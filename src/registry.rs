@@ -34,6 +34,8 @@ use crate::metrics::{Metrics, RequestLabels};
 use crate::mirror::{Mirror, MirrorError};
 use crate::oci::{ErrorBody, ErrorCode};
 
+/// Characters of a request's target that are logged: no name and digest of ours has more.
+const TARGET_LOGGED: usize = 512;
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
 /// What is served was not confirmed. Source: RFC 7234, 5.5.1.
@@ -190,7 +192,9 @@ impl Registry {
             target: request
                 .uri()
                 .path_and_query()
-                .map_or_else(String::new, ToString::to_string),
+                .map_or_else(String::new, |target| {
+                    target.as_str().chars().take(TARGET_LOGGED).collect()
+                }),
             agent: agent(request.headers()),
             status,
             started,

@@ -333,6 +333,28 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps what a tag was at some time, where nothing is known of it: what is, may be newer.
+    pub async fn put_new_tag(
+        &self,
+        of: &Repository,
+        tag: &Tag,
+        link: TagLink,
+    ) -> Result<(), StoreError> {
+        let (repository, named, kept) = (of.clone(), tag.clone(), link.clone());
+        let put = self.run(move |store| {
+            let new = store.tag(&repository, &named)?.is_none();
+            if new {
+                store.put_tag(&repository, &named, &kept.digest)?;
+                store.confirm_tag(&repository, &named, kept.confirmed)?;
+            }
+            Ok(new)
+        });
+        if put.await? {
+            self.0.tags.insert((of.clone(), tag.clone()), link);
+        }
+        Ok(())
+    }
+
     /// Records that the upstream has confirmed now that a tag is the manifest it was.
     pub async fn confirm_tag(
         &self,
@@ -341,7 +363,8 @@ impl Store {
         digest: &Digest,
     ) -> Result<(), StoreError> {
         let (repository, confirmed) = (of.clone(), tag.clone());
-        let touched = self.run(move |store| store.confirm_tag(&repository, &confirmed));
+        let now = SystemTime::now();
+        let touched = self.run(move |store| store.confirm_tag(&repository, &confirmed, now));
         match touched.await {
             Ok(()) => {
                 self.confirmed(of, tag, digest);
@@ -526,6 +549,12 @@ impl Store {
             store.remove_stale_fills(now)
         })
         .await
+    }
+
+    /// Removes downloads that were given up, and says how many bytes they had.
+    pub async fn remove_stale_fills(&self) -> Result<u64, StoreError> {
+        self.run(|store| store.remove_stale_fills(SystemTime::now()))
+            .await
     }
 
     /// Proves that the store can be written and read back.

@@ -248,6 +248,10 @@ impl Upstream {
         }
     }
 
+    pub(crate) fn too_large(&self, what: &str, limit: usize) -> UpstreamError {
+        self.question(what).too_large(limit)
+    }
+
     pub(crate) fn protocol_error(&self, what: &str, reason: &str) -> UpstreamError {
         self.question(what).protocol(reason)
     }

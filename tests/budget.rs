@@ -153,3 +153,43 @@ fn a_tag_that_is_only_looked_at_costs_no_pull_and_is_kept_once_its_manifest_is()
     hub.switch_off();
     agent.get(tag).assert_is(&image.manifest.blob.bytes);
 }
+
+#[test]
+fn a_manifest_that_was_looked_at_before_its_tag_moved_does_not_move_the_tag_back() {
+    let [old, new] = [1, 2].map(Image::small);
+    let hub = hub_with(&[&old]);
+    let agent = Setup::mirror(&hub).start();
+    let tag = "/v2/library/app/manifests/0";
+    assert_eq!(
+        agent.head(tag).header("docker-content-digest"),
+        Some(old.digest())
+    );
+    hub.push("library/app", "0", &new);
+    agent.get(tag).assert_is(&new.manifest.blob.bytes);
+    let by_digest = format!("/v2/library/app/manifests/{}", old.digest());
+    agent.get(&by_digest).assert_is(&old.manifest.blob.bytes);
+    agent.get(tag).assert_is(&new.manifest.blob.bytes);
+}
+
+#[test]
+fn a_limit_on_manifests_holds_for_as_long_as_it_says_whatever_else_is_answered() {
+    let [limited, other] = [1, 2].map(Image::small);
+    let hub = hub_with(&[&limited, &other]);
+    let agent = Setup::mirror(&hub).start();
+    hub.fault(ALWAYS, On::get("/manifests/"), Fault::RetryAfter(3600));
+    agent
+        .get("/v2/library/app/manifests/0")
+        .assert_error(503, "UNAVAILABLE");
+    hub.heal();
+    let asked = hub.count("GET", "/manifests/");
+    // HEAD is free, and says nothing of pulls.
+    assert_eq!(agent.head("/v2/library/app/manifests/1").status, 200);
+    for _ in 0..2 {
+        for reference in ["0", other.digest()] {
+            agent
+                .get(&format!("/v2/library/app/manifests/{reference}"))
+                .assert_error(503, "UNAVAILABLE");
+        }
+    }
+    assert_eq!(hub.count("GET", "/manifests/"), asked);
+}

@@ -216,6 +216,19 @@ fn downloads_that_were_given_up_count_and_go_in_their_turn() {
 }
 
 #[test]
+fn downloads_that_were_given_up_go_after_a_day_whatever_room_there_is() {
+    let (hub, _) = five_images();
+    let agent = Setup::mirror(&hub)
+        .set("health.interval", "50ms")
+        .set("storage.cache.limit", "1GB")
+        .start();
+    let [old, fresh] = [100, 101].map(|seed| partial(&agent, seed, KIB));
+    age(&old, 25);
+    eventually(PATIENCE, "it goes", || !old.exists());
+    assert!(fresh.exists());
+}
+
+#[test]
 fn downloads_that_were_given_up_go_first() {
     let (hub, images) = five_images();
     let mut agent = with_four(&hub, &images, "100%");

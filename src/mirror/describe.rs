@@ -5,10 +5,11 @@
 //! pull: the upstream's own HEAD is passed on. Where the manifest is fetched right after that, it is
 //! kept under the tag as well.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Mirror, MirrorError, Served, Source, manifest_error};
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, MANIFEST_LIMIT, Reference, Tag};
+use crate::store::{StoreError, TagLink};
 use crate::upstream::Description;
 
 /// How long after a tag was asked for by HEAD a request for its manifest belongs to that.
@@ -83,7 +84,22 @@ impl Mirror {
             }
         });
         match flight.landed().await {
-            Some(Ok(described)) => Ok(described),
+            Some(Ok(Some(described))) => {
+                if described.size > MANIFEST_LIMIT as u64 {
+                    let what = format!("the manifest {reference} of {}", source.name);
+                    return Err(MirrorError::TooLarge(
+                        source.upstream.too_large(&what, MANIFEST_LIMIT),
+                    ));
+                }
+                match reference {
+                    // What it is then, is found by fetching it.
+                    Reference::Digest(wanted) if *wanted != described.digest => {
+                        Err(source.mismatch(wanted))
+                    }
+                    _ => Ok(Some(described)),
+                }
+            }
+            Some(Ok(None)) => Ok(None),
             Some(Err(error)) if error.is_of_method() => Ok(None),
             Some(Err(error)) => Err(manifest_error(error)),
             None => Err(MirrorError::Abandoned(format!(
@@ -95,13 +111,29 @@ impl Mirror {
 
     fn remember(&self, source: &Source, tag: &Tag, digest: &Digest) {
         let key = (source.stored.clone(), digest.clone());
-        self.0.described.insert(key, (tag.clone(), Instant::now()));
+        let described = (tag.clone(), Instant::now(), SystemTime::now());
+        self.0.described.insert(key, described);
     }
 
-    /// The tag by which a manifest was asked for a moment ago.
-    pub(super) fn described_as(&self, source: &Source, digest: &Digest) -> Option<Tag> {
+    /// Keeps a manifest that was fetched by its digest under the tag by which it was described a
+    /// moment ago, as of then.
+    pub(super) async fn keep_described(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
         let key = (source.stored.clone(), digest.clone());
-        let (_, (tag, asked)) = self.0.described.remove(&key)?;
-        (asked.elapsed() < TOGETHER).then_some(tag)
+        let Some((_, (tag, asked, confirmed))) = self.0.described.remove(&key) else {
+            return Ok(());
+        };
+        if asked.elapsed() >= TOGETHER {
+            return Ok(());
+        }
+        let link = || TagLink {
+            digest: digest.clone(),
+            confirmed,
+        };
+        let put = || self.0.store.put_new_tag(&source.stored, &tag, link());
+        self.with_room(0, put).await
     }
 }

@@ -36,6 +36,10 @@ impl Mirror {
     /// Looks after the cache for ever, every `interval`, which is asked anew each time.
     pub async fn look_after_cache(self, interval: impl Fn() -> Duration) {
         loop {
+            // Also within the limit: it costs a look at the downloads that there are.
+            if let Err(error) = self.0.store.remove_stale_fills().await {
+                tracing::warn!(%error, "downloads that were given up could not be removed: {error}");
+            }
             self.keep_within_limit().await;
             tokio::time::sleep(interval()).await;
         }

@@ -295,7 +295,7 @@ impl Mirror {
             .fetched_bytes
             .inc_by(fetched.bytes.len() as u64);
         let (wanted, tag) = match reference {
-            Reference::Digest(digest) => (Some(digest.clone()), self.described_as(source, digest)),
+            Reference::Digest(digest) => (Some(digest.clone()), None),
             Reference::Tag(tag) => (fetched.digest, Some(tag.clone())),
         };
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
@@ -320,6 +320,11 @@ impl Mirror {
         if let Err(error) = kept {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");
         } else {
+            if tag.is_none()
+                && let Err(error) = self.keep_described(source, &manifest.digest).await
+            {
+                tracing::warn!(repository = %source.stored, %reference, %error, "a tag could not be kept: {error}");
+            }
             self.link_shared(source, &manifest).await;
         }
         Ok(manifest)

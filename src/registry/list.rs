@@ -10,6 +10,9 @@ use crate::mirror::{Mirror, Source};
 use crate::oci::Name;
 use crate::store;
 
+/// The most tags that an answer has; the rest is on further pages. Each answer is in memory until its
+/// client has read it, and there are repositories with a hundred thousand.
+const TAGS_LIMIT: usize = 10_000;
 /// How many repositories a page of the catalog has when the client does not say, as in distribution.
 const CATALOG_PAGE: usize = 100;
 /// And the most it has when it does.
@@ -27,9 +30,13 @@ pub(super) async fn tags(
         name: &'a str,
         tags: &'a [String],
     }
-    let found = mirror
+    let mut found = mirror
         .tags(source, page.limit, page.last.as_deref())
         .await?;
+    if found.tags.len() > TAGS_LIMIT {
+        found.tags.truncate(TAGS_LIMIT);
+        found.more = true;
+    }
     let body = serde_json::to_vec(&Tags {
         name: name.as_str(),
         tags: &found.tags,

@@ -12,12 +12,11 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Of so many `connections`, one client may have half: the clients behind one load balancer or
-    /// one translated address are one client here, and others still get in beside it.
-    pub(super) fn new(connections: usize) -> Arc<Self> {
+    /// One client may have this many connections.
+    pub(super) fn new(share: usize) -> Arc<Self> {
         Arc::new(Self {
             counts: Mutex::default(),
-            share: (connections / 2).max(1),
+            share,
         })
     }
 
@@ -77,8 +76,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_half_of_the_connections_and_leaves_the_rest_to_others() {
-        let peers = Peers::new(4);
+    fn a_client_has_its_share_and_leaves_the_rest_to_others() {
+        let peers = Peers::new(2);
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
         let places = [peers.admit(one), peers.admit(one)];
         assert!(places.iter().all(Option::is_some));

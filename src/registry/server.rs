@@ -99,6 +99,15 @@ fn prepare(socket: TcpStream, idle: Duration) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
+/// How many connections there may be at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// Of all clients. More wait to be accepted.
+    pub all: usize,
+    /// Of one client, by its address: those behind one load balancer are one here. More are closed.
+    pub each: usize,
+}
+
 /// How long clients are waited for.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -112,7 +121,7 @@ pub struct Limits {
 /// Returns whether all of them did. Those of `own_port` are nobody's share.
 pub async fn serve<F>(
     listener: Listener,
-    connections: usize,
+    connections: Places,
     answer: impl Fn(Request<Incoming>, Option<&Outbox>) -> F + Clone + Send + 'static,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
@@ -123,8 +132,8 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(connections));
-    let peers = Peers::new(connections);
+    let places = Arc::new(Semaphore::new(connections.all));
+    let peers = Peers::new(connections.each);
     // Each connection has a sender until its first request.
     let (newcomer, mut newcomers) = mpsc::channel::<Infallible>(1);
     loop {
@@ -149,7 +158,7 @@ where
         if matches!(share, Some(None)) {
             // Not kept waiting: in the queue it would be in the way of others.
             metrics.refused_connections.inc();
-            tracing::debug!("a client has half of all connections, and gets no more");
+            tracing::debug!("a client has its share of all connections, and gets no more");
             continue;
         }
         let (answer, metrics, watcher) = (answer.clone(), Arc::clone(&metrics), graceful.watcher());

@@ -254,13 +254,18 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Records that the upstream has confirmed a tag now.
-    pub fn confirm_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+    /// Records when the upstream has confirmed a tag.
+    pub fn confirm_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        at: SystemTime,
+    ) -> Result<(), StoreError> {
         let path = self.root.join(layout::tag_link(repository, tag));
         OpenOptions::new()
             .write(true)
             .open(&path)
-            .and_then(|link| link.set_modified(SystemTime::now()))
+            .and_then(|link| link.set_modified(at))
             .map_err(|e| StoreError::new("touch", &path, e))
     }
 

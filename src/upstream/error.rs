@@ -148,7 +148,7 @@ impl Question<'_> {
         }
     }
 
-    pub(super) fn too_large(self, limit: usize) -> UpstreamError {
+    pub(crate) fn too_large(self, limit: usize) -> UpstreamError {
         let (registry, what) = self.parts();
         UpstreamError::TooLarge {
             registry,

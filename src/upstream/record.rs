@@ -49,6 +49,12 @@ struct State {
     pause_until: Option<Instant>,
 }
 
+impl State {
+    fn is_pausing(&self) -> bool {
+        self.pause_until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
 /// The memory of one upstream, whichever of its endpoints answers.
 pub(super) struct Record {
     registry: String,
@@ -95,7 +101,7 @@ impl Record {
                 let gauge = metrics.rate_limit_remaining.get_or_create(&labels);
                 gauge.set(i64::try_from(budget.remaining).unwrap_or(i64::MAX));
             }
-        } else if status.is_success() {
+        } else if status.is_success() && !state.is_pausing() {
             state.exhausted = false;
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
@@ -143,8 +149,7 @@ impl Record {
 
     /// Whether it has said when to come back (`Retry-After`), and that is not yet.
     pub(super) fn is_pausing(&self) -> bool {
-        let until = self.state().pause_until;
-        until.is_some_and(|until| Instant::now() < until)
+        self.state().is_pausing()
     }
 
     /// A freshness window, longer the fewer pulls are left: a tag that is not asked about does not

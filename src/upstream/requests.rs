@@ -307,10 +307,11 @@ fn next_page(response: &Response<Incoming>) -> Result<Option<String>, &'static s
 
 /// The target of `Link: <target>; rel="next"`, which may stand among others.
 fn next_link(headers: &HeaderMap) -> Option<String> {
-    let links = headers.get_all(LINK).iter();
-    let mut links = links.filter_map(|links| links.to_str().ok());
+    let mut links = headers.get_all(LINK).iter();
+    // What is not ASCII is in a title; the target is.
     links.find_map(|links| {
-        let mut rest = links;
+        let links = String::from_utf8_lossy(links.as_bytes());
+        let mut rest = &*links;
         while let Some((_, link)) = rest.split_once('<') {
             let (target, parameters) = link.split_once('>')?;
             // Up to the next link. What is quoted may hold a comma, and seldom one with a `<`.
