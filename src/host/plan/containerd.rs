@@ -156,6 +156,16 @@ pub(super) fn plan(context: &Context<'_>) -> Result<Plan, PlanError> {
     let unit = containerd.unit.as_ref();
     let name = unit.map_or(name, |unit| unit.name.as_str());
     let runs = unit.is_some_and(|unit| unit.active_state == "active");
+    if runs && !context.may_restart() && beside_docker && by_itself {
+        // Debian's docker.io brings it so: whoever does not use it by itself asks for nothing here.
+        plan.note(format!(
+            "containerd runs beside docker, and {} sets no `config_path`: it is left alone, since it \
+             would have to be restarted. `host.containerd.manage: true` and `host.docker.restart: \
+             if-needed` wire it",
+            path.display()
+        ));
+        return Ok(plan);
+    }
     if runs && !context.may_restart() {
         plan.refuse(
             name,
