@@ -11,3 +11,4 @@ mod pull;
 mod registries;
 mod service;
 mod units;
+mod wiring;
