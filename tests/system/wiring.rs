@@ -549,7 +549,12 @@ fn what_can_not_be_done_is_said_and_leaves_all_as_it_was() {
     // The host's part has the lock.
     let refused = agent(&host, "apply");
     assert_eq!(refused.code, Some(1), "{refused}");
-    assert!(refused.stderr.contains("host"), "{refused}");
+    let held = "another registry-agent is changing this host: process ";
+    assert!(refused.stderr.contains(held), "{refused}");
+    assert!(
+        refused.stderr.contains("`registry-agent host`"),
+        "{refused}"
+    );
     assert_mirrors(&host, &[]);
 
     let no_bus = "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/nowhere";
@@ -572,7 +577,6 @@ fn a_client_is_wired_to_another_hosts_mirror_and_does_without_while_that_is_off(
     let mut second = Host::new(&network, "two", 12);
     let url = format!("http://{}:5000", first.address());
     let slash = format!("{url}/");
-    // docker asks a mirror that is no loopback address by https first, unless it is told.
     let config = format!(
         "role: client\nadmin: unix:/run/registry-agent/admin.sock\nhost:\n  mirror: {url}\n  \
          withdraw_after: 2s\n"
