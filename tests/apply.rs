@@ -250,6 +250,7 @@ fn plan(host: &Host, daemon_json: &str, mirrors: &[&str]) -> Plan {
         after,
         why: "a test".to_owned(),
         check,
+        units: vec![UNIT.to_owned()],
     };
     let command = vec!["dockerd".to_owned()];
     Plan {

@@ -111,6 +111,7 @@ impl Host for Fake {
                 after,
                 why: "a test".to_owned(),
                 check: None,
+                units: vec![unit.clone()],
             });
             plan.actions.push(UnitAction {
                 unit,

@@ -187,6 +187,7 @@ impl<S: System> Apply<'_, S> {
             path,
             before,
             after,
+            units,
             ..
         } in &plan.files
         {
@@ -194,6 +195,7 @@ impl<S: System> Apply<'_, S> {
                 path: path.clone(),
                 before: before.clone(),
                 after: after.clone(),
+                units: units.clone(),
             });
         }
         for (unit, asks) in units(plan) {

@@ -93,6 +93,9 @@ pub struct Change {
     pub before: FileFacts,
     /// What is to be there.
     pub after: FileFacts,
+    /// The units that read it.
+    #[serde(default)]
+    pub units: Vec<String>,
 }
 
 /// A unit before a transaction.
@@ -285,7 +288,9 @@ impl Originals {
                 original.edited = true;
             }
             original.made = change.after.clone();
-            for (unit, verb) in &verbs {
+            // Of another file's reader this one says nothing: podman's is no reason to ask docker.
+            let readers = verbs.iter().filter(|(unit, _)| change.units.contains(unit));
+            for (unit, verb) in readers {
                 let kept = original.verbs.entry(unit.clone()).or_insert(*verb);
                 *kept = stronger(*kept, *verb);
             }
@@ -343,6 +348,7 @@ mod tests {
                 path: "/etc/docker/daemon.json".into(),
                 before: text(before),
                 after: text(after),
+                units: vec!["docker.service".to_owned()],
             }],
             folders: vec!["/etc/docker".into()],
             actions: Vec::new(),
@@ -407,5 +413,36 @@ mod tests {
             assert!(said.contains(why), "{said}");
             assert!(write::same(&write::read(&path).unwrap(), &text(content)));
         }
+    }
+
+    #[test]
+    fn a_file_is_the_business_of_its_own_readers_only() {
+        let mut transaction = transaction("{}", "[]", "http://127.0.0.1:5000");
+        transaction.actions = vec![UnitAction {
+            unit: "docker.service".to_owned(),
+            verb: Verb::Reload,
+            why: "a test".to_owned(),
+        }];
+        let drop_in = PathBuf::from("/etc/containers/registries.conf.d/50-registry-agent.conf");
+        transaction.files.push(Change {
+            path: drop_in.clone(),
+            before: FileFacts::Absent,
+            after: text("podman's"),
+            units: Vec::new(),
+        });
+        let mut originals = Originals::default();
+        originals.add(&transaction);
+        let readers = |path: &Path| {
+            originals.files[path]
+                .verbs
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            readers(Path::new("/etc/docker/daemon.json")),
+            ["docker.service"]
+        );
+        assert_eq!(readers(&drop_in), Vec::<String>::new());
     }
 }

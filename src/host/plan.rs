@@ -188,6 +188,9 @@ pub struct FileChange {
     pub why: String,
     /// What has to be run on the new content before anything is written.
     pub check: Option<Check>,
+    /// The units that read it and have to be told, or asked, about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<String>,
 }
 
 /// A daemon's own check of a file that is not in its place yet.
@@ -258,9 +261,19 @@ impl Plan {
         self.files.is_empty() && self.actions.is_empty()
     }
 
+    /// The units that have a job or a proof in it.
+    fn readers(&self) -> impl Iterator<Item = &str> {
+        let jobs = self.actions.iter().map(|action| action.unit.as_str());
+        jobs.chain(self.proofs.iter().map(|proof| match proof {
+            Proof::DockerMirrors { unit, .. } | Proof::Active { unit } => unit.as_str(),
+        }))
+    }
+
     /// Adds another part; what both have (two docker units share a `certs.d`) is there once.
     fn extend(&mut self, part: Self) {
-        for change in part.files {
+        let readers: BTreeSet<String> = part.readers().map(str::to_owned).collect();
+        for mut change in part.files {
+            change.units = readers.iter().cloned().collect();
             if !self.files.iter().any(|one| one.path == change.path) {
                 self.files.push(change);
             }

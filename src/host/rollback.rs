@@ -47,6 +47,7 @@ pub fn plan(
             after: before.clone(),
             why: "it was like this before the engines were wired".to_owned(),
             check: None,
+            units: readers.keys().cloned().collect(),
         });
         for (unit, verb) in readers {
             let kept = verbs.entry(unit.clone()).or_insert(*verb);

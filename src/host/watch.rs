@@ -26,6 +26,8 @@ pub const STATE_FILE: &str = "/run/registry-agent-host/state.json";
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two looks at the daemons: each asks the bus and docker.
 const FULL_INTERVAL: Duration = Duration::from_mins(1);
+/// Time between two looks at an engine that does not run.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the start waits for the agent: docker waits for the start.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a job may take when this stops: less than systemd gives the unit (`TimeoutStopSec=`).
@@ -137,6 +139,11 @@ pub struct Watch<'a, H: Host> {
     drifted: bool,
     /// The engines that there are, by their units' names.
     engines: Vec<String>,
+    /// Those of them that do not run.
+    idle: Vec<String>,
+    asked_idle: Instant,
+    /// The dockers that can't be wired by these settings.
+    refused: Vec<String>,
     said: Option<State>,
 }
 
@@ -159,6 +166,9 @@ impl<'a, H: Host> Watch<'a, H> {
             looked: None,
             drifted: false,
             engines: Vec::new(),
+            idle: Vec::new(),
+            asked_idle: Instant::now(),
+            refused: Vec::new(),
             said: None,
         }
     }
@@ -280,7 +290,7 @@ impl<'a, H: Host> Watch<'a, H> {
         let terms = self.host.terms();
         if let Some(told) = self.decider.told() {
             let due = self.looked.is_none_or(|at| at.elapsed() >= FULL_INTERVAL);
-            if due || self.files_changed() {
+            if due || self.files_changed() || self.has_any_started().await {
                 self.look_at_daemons(told).await;
             }
         }
@@ -362,6 +372,21 @@ impl<'a, H: Host> Watch<'a, H> {
         );
     }
 
+    /// Whether an engine runs that did not when it was looked at.
+    async fn has_any_started(&mut self) -> bool {
+        if self.asked_idle.elapsed() < IDLE_INTERVAL {
+            return false;
+        }
+        self.asked_idle = Instant::now();
+        for unit in &self.idle {
+            let now = self.apply.system.unit(unit).await;
+            if now.is_ok_and(|now| now.active_state == "active") {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Whether a file is not what it was when it was looked at last: cheap enough for each turn.
     fn files_changed(&self) -> bool {
         self.left.iter().any(|(path, left)| {
@@ -381,7 +406,8 @@ impl<'a, H: Host> Watch<'a, H> {
             }
         };
         let was = self.drifted;
-        self.drifted = !plan.is_empty();
+        // What could not be done is nobody else's change.
+        self.drifted = !plan.is_empty() && self.decider.told() == Some(told);
         let files: Vec<String> = plan
             .files
             .iter()
@@ -398,28 +424,8 @@ impl<'a, H: Host> Watch<'a, H> {
         self.state.refusals = refusals
             .map(|refusal| format!("{}: {}. {}", refusal.subject, refusal.why, refusal.remedy))
             .collect();
-        self.state.engines.clear();
-        let units = plan.proofs.iter().map(|proof| match proof {
-            Proof::DockerMirrors { unit, .. } | Proof::Active { unit } => unit,
-        });
-        self.engines = units
-            .map(|unit| unit.trim_end_matches(".service").to_owned())
-            .collect();
-        for proof in &plan.proofs {
-            let engine = match proof {
-                Proof::DockerMirrors { unit, .. } => {
-                    match self.apply.system.docker_mirrors(unit).await {
-                        Ok(has) => format!("{unit} has {}", verify::list(&has)),
-                        Err(error) => format!("{unit}: {error}"),
-                    }
-                }
-                Proof::Active { unit } => match self.apply.system.unit(unit).await {
-                    Ok(now) => format!("{unit} is {}", now.active_state),
-                    Err(error) => format!("{unit}: {error}"),
-                },
-            };
-            self.state.engines.push(engine);
-        }
+        self.refused = refused_units(&plan);
+        self.look_at_engines(&plan).await;
         // What is looked at next: as it is now, so that a change is seen once.
         let known = self
             .apply
@@ -431,6 +437,49 @@ impl<'a, H: Host> Watch<'a, H> {
             .into_keys()
             .filter_map(|path| Some((path.clone(), write::read(&self.apply.path(&path)).ok()?)))
             .collect();
+    }
+
+    /// Asks each engine what it has.
+    async fn look_at_engines(&mut self, plan: &Plan) {
+        self.state.engines.clear();
+        self.engines.clear();
+        self.idle.clear();
+        let mut failed = None;
+        for proof in &plan.proofs {
+            let (Proof::DockerMirrors { unit, .. } | Proof::Active { unit }) = proof;
+            let name = unit.trim_end_matches(".service").to_owned();
+            let engine = match (self.apply.system.unit(unit).await, proof) {
+                (Err(error), _) => format!("{unit}: {error}"),
+                (Ok(now), _) if now.active_state != "active" => {
+                    self.idle.push(unit.clone());
+                    if now.active_state == "failed" {
+                        failed.get_or_insert_with(|| unit.clone());
+                    }
+                    match now.result.as_str() {
+                        "" | "success" => format!("{unit} is {}", now.active_state),
+                        why => format!("{unit} is {} ({why})", now.active_state),
+                    }
+                }
+                (Ok(_), Proof::DockerMirrors { .. }) => {
+                    match self.apply.system.docker_mirrors(unit).await {
+                        Ok(has) => format!("{unit} has {}", verify::list(&has)),
+                        Err(error) => format!("{unit}: {error}"),
+                    }
+                }
+                (Ok(now), Proof::Active { .. }) => format!("{unit} is {}", now.active_state),
+            };
+            self.engines.push(name);
+            self.state.engines.push(engine);
+        }
+        let well = self.state.last_apply.as_ref();
+        if well.is_some_and(|it| it.failure.is_none()) && !self.drifted {
+            self.state.next_step = failed.map(|unit| {
+                format!(
+                    "`journalctl --unit={unit}` says why {unit} failed; then `systemctl \
+                     reset-failed {unit}` and `systemctl start {unit}`"
+                )
+            });
+        }
     }
 
     /// The engines do without the mirror before it is gone.
@@ -477,24 +526,46 @@ impl<'a, H: Host> Watch<'a, H> {
         self.said = Some(self.state.clone());
     }
 
-    /// `docker wired`, `docker, containerd wired`, `docker not wired`.
+    /// `docker wired`, `docker, containerd wired`, `docker not wired`, `containerd wired; docker does
+    /// not run`.
     fn summary(&self) -> String {
-        let engines = if self.engines.is_empty() {
-            "engines".to_owned()
-        } else {
-            self.engines.join(", ")
+        let idle = |engine: &&String| {
+            let unit = format!("{engine}.service");
+            self.idle.contains(&unit)
         };
+        let list = |of: Vec<&str>| of.join(", ");
+        let (resting, running): (Vec<&String>, Vec<&String>) = self.engines.iter().partition(idle);
+        let [resting, running] =
+            [resting, running].map(|some| list(some.into_iter().map(String::as_str).collect()));
+        let refused = list(self.refused.iter().map(String::as_str).collect());
         let failed = self
             .state
             .last_apply
             .as_ref()
             .is_some_and(|it| it.failure.is_some());
+        let others = !resting.is_empty() || !refused.is_empty();
+        let engines = match running.as_str() {
+            "" => "engines",
+            running => running,
+        };
+        let mut parts = Vec::new();
         match &self.state.mirror {
-            _ if failed => format!("{engines} could not be wired"),
-            Some(_) if self.state.drift.is_some() => format!("{engines} wired, and changed since"),
-            Some(_) => format!("{engines} wired"),
-            None => format!("{engines} not wired"),
+            _ if failed => parts.push(format!("{engines} could not be wired")),
+            Some(_) if self.state.drift.is_some() => {
+                parts.push(format!("{engines} wired, and changed since"));
+            }
+            // What needs no daemon is not worth the line.
+            Some(_) if running.is_empty() && others => {}
+            Some(_) => parts.push(format!("{engines} wired")),
+            None => parts.push(format!("{engines} not wired")),
         }
+        if !resting.is_empty() {
+            parts.push(format!("{resting} does not run"));
+        }
+        if !refused.is_empty() {
+            parts.push(format!("{refused} refused: see `registry-agent plan`"));
+        }
+        parts.join("; ")
     }
 
     fn write_state(&self) -> Result<(), write::WriteError> {
@@ -512,6 +583,19 @@ impl<'a, H: Host> Watch<'a, H> {
         }
         write::put(&self.state_file, &facts)
     }
+}
+
+/// The dockers that can't be wired by these settings. What else is refused, a containerd beside
+/// docker for one, is in the state's refusals and the plan.
+fn refused_units(plan: &Plan) -> Vec<String> {
+    let mut subjects: Vec<String> = Vec::new();
+    for refusal in &plan.refusals {
+        let subject = refusal.subject.trim_end_matches(".service").to_owned();
+        if subject.starts_with("docker") && !subjects.contains(&subject) {
+            subjects.push(subject);
+        }
+    }
+    subjects
 }
 
 fn seconds() -> u64 {

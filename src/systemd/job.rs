@@ -18,6 +18,9 @@ const CALL: Duration = Duration::from_secs(25);
 const AFTERWARDS: Duration = Duration::from_secs(5);
 /// As systemctl(1): what is queued for the unit and contradicts gives way.
 const MODE: &str = "replace";
+/// A reload waits for nobody. The unit that asks is ordered before the one that it reloads, and while
+/// it stops systemd has that one's jobs wait for its end: the two would wait for each other.
+const RELOAD_MODE: &str = "ignore-dependencies";
 
 /// What is to be done with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +259,7 @@ impl Manager {
             JobVerb::Start => ask(what, CALL, systemd.start_unit(unit, MODE)).await?,
             JobVerb::Stop => ask(what, CALL, systemd.stop_unit(unit, MODE)).await?,
             JobVerb::Restart => ask(what, CALL, systemd.restart_unit(unit, MODE)).await?,
-            JobVerb::Reload => ask(what, CALL, systemd.reload_unit(unit, MODE)).await?,
+            JobVerb::Reload => ask(what, CALL, systemd.reload_unit(unit, RELOAD_MODE)).await?,
         };
         Ok(job.to_string())
     }

@@ -244,7 +244,13 @@ impl Manager {
         };
         let mut unit = Properties(ask(what, CALL, all(UNIT.to_owned())).await?);
         let id: String = unit.take("Id").unwrap_or_else(|| name.to_owned());
-        let mut own = Properties(ask(what, CALL, all(own_interface(&id))).await?);
+        let load_state: String = unit.take("LoadState").unwrap_or_default();
+        // What is not there has only defaults, and systemd takes milliseconds to say them.
+        let own = match load_state.as_str() {
+            "not-found" => HashMap::new(),
+            _ => ask(what, CALL, all(own_interface(&id))).await?,
+        };
+        let mut own = Properties(own);
         let job: Option<(u32, OwnedObjectPath)> = unit.take("Job");
         Ok(Moment {
             job: job.map_or_else(|| "/".to_owned(), |(_, path)| path.to_string()),
@@ -254,7 +260,7 @@ impl Manager {
             reload_result: own.take("ReloadResult"),
             facts: UnitFacts {
                 name: id,
-                load_state: unit.take("LoadState").unwrap_or_default(),
+                load_state,
                 active_state: unit.take("ActiveState").unwrap_or_default(),
                 sub_state: unit.take("SubState").unwrap_or_default(),
                 result: own.take("Result").unwrap_or_default(),

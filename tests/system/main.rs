@@ -12,3 +12,4 @@ mod pull;
 mod registries;
 mod service;
 mod units;
+mod wiring;

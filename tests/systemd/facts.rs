@@ -205,7 +205,6 @@ async fn a_running_docker_is_seen_as_it_really_is() {
     assert_eq!(facts.engines.buildkit, None);
 
     let file = |path: &str| &facts.files[Path::new(path)];
-    assert_eq!(file("/etc/sysconfig/docker"), &FileFacts::Absent);
     let FileFacts::Text { content, mode, .. } = file("/etc/docker/daemon.json") else {
         panic!("{facts:?}");
     };

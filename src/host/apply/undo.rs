@@ -104,6 +104,7 @@ impl<S: System> Apply<'_, S> {
             path,
             before,
             after,
+            ..
         } = change;
         let path = self.path(path);
         write::remove_leftover(&path)?;
@@ -249,6 +250,7 @@ fn is_bridge(transaction: &Transaction, change: &Change, now: &FileFacts) -> boo
         path,
         before,
         after,
+        ..
     } = change;
     let proofs = transaction.proofs.iter().filter_map(|proof| match proof {
         Proof::DockerMirrors { mirrors, .. } => Some(mirrors.as_slice()),

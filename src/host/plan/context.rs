@@ -169,6 +169,7 @@ impl<'a> Context<'a> {
             after,
             why,
             check: None,
+            units: Vec::new(),
         }))
     }
 

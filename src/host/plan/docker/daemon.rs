@@ -208,6 +208,7 @@ impl Daemon<'_> {
         };
         if !active(&self.docker.unit) {
             plan.files.extend(change.map(|change| self.checked(change)));
+            self.prove(mirrors.unwrap_or_default(), plan);
             return Ok(());
         }
         if change.is_none() && !differs && !stale_flags {
@@ -403,8 +404,9 @@ impl Daemon<'_> {
         }
     }
 
+    /// Also of one that does not run: it may be about to start.
     fn prove(&self, mirrors: Vec<String>, plan: &mut Plan) {
-        if active(&self.docker.unit) {
+        if self.docker.unit.load_state != "masked" {
             let unit = self.unit().to_owned();
             plan.proofs.push(Proof::DockerMirrors { unit, mirrors });
         }
