@@ -467,6 +467,48 @@ fn the_hosts_part_that_is_killed_leaves_docker_wired_and_goes_on() {
 }
 
 #[test]
+fn what_somebody_else_changes_is_put_right_unless_only_a_report_is_wanted() {
+    let network = Network::new();
+    let mut host = host_with_units(&network, MIRROR);
+    host.boot();
+    wait_until_wired(&host);
+    let other = "{ \"debug\": true }\n";
+    host.write(DAEMON_JSON, other);
+    poll::until("it is put right", PATIENCE, || {
+        match host.read(DAEMON_JSON) {
+            now if now.contains(LOCAL) && now.contains("\"debug\": true") => Ok(()),
+            now => Err(now),
+        }
+    });
+    wait_until_wired(&host);
+    let said = journal(&host, &[HOST_UNIT]);
+    let drift = format!("changed by somebody else: {DAEMON_JSON}");
+    assert!(said.contains(&drift), "{said}");
+
+    let report = format!("{MIRROR}host: {{ drift: report }}\n");
+    host.write("/etc/registry-agent/config.yaml", &report);
+    let now = || {
+        host.run(&["date", "+%s"])
+            .trim()
+            .parse::<u64>()
+            .expect("a time")
+    };
+    let corrected = now();
+    poll::until("a second has passed", PATIENCE, || match now() {
+        now if now > corrected => Ok(()),
+        now => Err(now),
+    });
+    host.run(&["systemctl", "reload", HOST_UNIT]);
+    // It applies once more then, whatever has been changed until then.
+    wait_until_state(&host, "it is read", |state| {
+        state["last_apply"]["at"].as_u64() > Some(corrected)
+    });
+    host.write(DAEMON_JSON, other);
+    wait_until_summary(&host, "docker wired, and changed since");
+    assert_eq!(host.read(DAEMON_JSON), other);
+}
+
+#[test]
 fn a_host_without_docker_or_with_a_masked_one_is_no_failure() {
     let network = Network::new();
     for masked in [true, false] {
