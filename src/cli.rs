@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Sources;
+use crate::config::{AdminAddress, Sources};
 use crate::host::live::{LiveError, ThisHost};
 use crate::host::plan::Wanted;
 use crate::log;
@@ -184,6 +184,13 @@ pub fn main() -> ExitCode {
             rollback::rollback(host, restart, plan::show).await
         }),
         Verb::Host(config) => on_this_host(config.sources(), async |this| {
+            if let AdminAddress::Tcp(address) = this.settings().admin {
+                let error = format!(
+                    "the agent is asked at {address} (`admin`), and this part has no network to ask \
+                     it: leave `admin` out, or say unix:/run/registry-agent/admin.sock"
+                );
+                return fail(&error, 2);
+            }
             if let Err(error) = log::init(&this.settings().log) {
                 return fail(&error, 1);
             }

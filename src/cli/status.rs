@@ -37,7 +37,8 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
                  registry-agent`; if it has a configuration of its own, name it with --config."
             );
             // The host's part is another process, and may know what is wrong.
-            for (name, value) in wiring().iter().flat_map(rows) {
+            let known = wiring().filter(|_| !json);
+            for (name, value) in known.iter().flat_map(rows) {
                 print(&format!("{name:<10} {value}\n"));
             }
             return fail(&error, 1);

@@ -453,6 +453,10 @@ fn is_idle(before: &UnitBefore, now: &UnitFacts) -> bool {
     match now.active_state.as_str() {
         "inactive" => before.active_state != "active",
         "failed" => before.active_state == "failed",
+        // It is being started, which may take a docker with many containers minutes: to start it
+        // anew would begin that again, for as long as anybody waits. One that failed and is to be
+        // tried again is another.
+        "activating" => now.sub_state != "auto-restart",
         _ => false,
     }
 }

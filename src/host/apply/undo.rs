@@ -21,6 +21,8 @@ pub struct Undone {
     pub daemons: Vec<String>,
     /// What is not as it was, and what to do about it. Empty is all well.
     pub problems: Vec<String>,
+    /// Whether a file could not be restored, which is tried again.
+    pub unfinished: bool,
 }
 
 /// What was found at the start, and what was done about it.
@@ -66,8 +68,9 @@ impl<S: System> Apply<'_, S> {
     pub async fn undo(&self, transaction: &Transaction) -> Undone {
         let mut undone = self.undo_files(transaction);
         failpoint!(UndoFilesWritten);
-        // What could not be restored is for the next start to try again.
-        let restored = undone.problems.is_empty();
+        // What could not be restored is for the next start to try again. What somebody else has
+        // changed meanwhile is theirs: to wait for it would keep every later change out.
+        let restored = !undone.unfinished;
         self.undo_daemons(transaction, &mut undone).await;
         failpoint!(UndoProved);
         if restored && let Err(error) = self.journal.close() {
@@ -86,7 +89,10 @@ impl<S: System> Apply<'_, S> {
                      it, and plan again",
                     change.path.display()
                 )),
-                Err(error) => undone.problems.push(error.to_string()),
+                Err(error) => {
+                    undone.unfinished = true;
+                    undone.problems.push(error.to_string());
+                }
             }
             failpoint!(UndoFileWritten);
         }
@@ -148,7 +154,11 @@ impl<S: System> Apply<'_, S> {
             .proofs
             .iter()
             .any(|proof| matches!(proof, Proof::DockerMirrors { .. }) && unit_of(proof) == unit);
-        let active = now.active_state == "active";
+        // While it reloads it runs.
+        let active = matches!(
+            now.active_state.as_str(),
+            "active" | "reloading" | "refreshing"
+        );
         // What a daemon that did not run, or did not answer, was to have is in its file alone, and
         // nothing that is said of it here would be known.
         let mirrors = before.mirrors.clone();
@@ -184,6 +194,11 @@ impl<S: System> Apply<'_, S> {
             let moves: Vec<Move<'_>> = transaction
                 .files
                 .iter()
+                // Not a file that somebody else has changed meanwhile.
+                .filter(|change| {
+                    let now = write::read(&self.path(&change.path));
+                    now.is_ok_and(|now| write::same(&now, &change.before))
+                })
                 .map(|change| (change.path.as_path(), &change.after, &change.before))
                 .collect();
             failure = self.bridge(&moves, &goal).await.err();
