@@ -148,7 +148,7 @@ struct Inner {
     /// The tags that were asked for by HEAD, by what they are, and when.
     described: Cache<(Repository, Digest), (Tag, Instant)>,
     referrers: Flights<(Repository, Digest), Result<Vec<serde_json::Value>, UpstreamError>>,
-    visible: Flights<Repository, Result<(), UpstreamError>>,
+    visible: Flights<(Repository, Wanted), Result<(), UpstreamError>>,
     /// Held while it is noted who may see a repository.
     noting: tokio::sync::Mutex<()>,
 }
@@ -241,7 +241,10 @@ impl Mirror {
             }
             _ => name,
         };
-        let stored = Repository::new(upstream.registry(), &name);
+        let mut stored = Repository::new(upstream.registry(), &name);
+        if upstream.settings().share_private {
+            stored = stored.as_shared();
+        }
         Ok(Source {
             upstream,
             name,
