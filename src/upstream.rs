@@ -362,7 +362,7 @@ mod tests {
             upstream.saw_public(&name);
             assert!(upstream.is_public_now(&name));
             // By a token that was at its end then.
-            let left = window.min(PUBLIC_FOR) - token;
+            let left = window.min(PUBLIC_FOR).saturating_sub(token);
             // Not where the clock itself is younger.
             if let Some(then) = Instant::now().checked_sub(left) {
                 upstream.public.insert(name.clone(), then);

@@ -158,13 +158,10 @@ impl Mirror {
     /// Whether the catalog may name a repository.
     pub(super) async fn may_be_listed(&self, repository: &Repository) -> bool {
         let live = self.live();
-        let first = repository.as_str().split('/').next().unwrap_or_default();
-        // Docker Hub's stand without their registry, and none of them begins like a host.
-        let is_host = first.parse::<RegistryHost>().is_ok();
-        let registry = if is_host {
-            first
-        } else {
-            RegistryHost::DOCKER_HUB
+        // Docker Hub's stand without their registry, and none of them begins with a host.
+        let registry = match repository.as_str().split_once('/') {
+            Some((host, _)) if host.parse::<RegistryHost>().is_ok() => host,
+            _ => RegistryHost::DOCKER_HUB,
         };
         match live.upstream(registry) {
             Some(upstream) => self.may_be_known(&upstream, repository).await,
