@@ -391,7 +391,7 @@ fn a_tag_that_moves_to_what_is_kept_already_is_not_taken_for_public() {
         agent.wait_until_stored(image.blobs());
     }
     restart_with(&mut agent, |upstream| {
-        upstream["share_private"] = true.into()
+        upstream["share_private"] = true.into();
     });
     hub.make_private("library/app");
     hub.push("library/app", "latest", &secret);
@@ -400,7 +400,7 @@ fn a_tag_that_moves_to_what_is_kept_already_is_not_taken_for_public() {
         .assert_is(&secret.manifest.blob.bytes);
     hub.switch_off();
     restart_with(&mut agent, |upstream| {
-        upstream["share_private"] = false.into()
+        upstream["share_private"] = false.into();
     });
     let reply = agent.get("/v2/library/app/manifests/latest");
     assert_eq!(reply.status, 503);
@@ -516,4 +516,30 @@ fn a_page_to_log_in_by_does_not_prove_that_a_name_is_public() {
         assert_eq!(listed(&agent), serde_json::json!([]));
         hub.heal();
     }
+}
+
+#[test]
+fn what_turned_private_stays_hidden_without_the_credentials() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    hub.make_private("library/app");
+    // Somebody else's tag, which is not here, has it asked about.
+    hub.revoke_tokens();
+    let other = "/v2/library/app/manifests/other";
+    agent.get(other).assert_error(404, "MANIFEST_UNKNOWN");
+    assert_eq!(agent.get("/v2/team/secret/manifests/latest").status, 404);
+    restart_with(&mut agent, |upstream| {
+        upstream.as_object_mut().unwrap().remove("credentials");
+    });
+    for target in everything_of("library/app", &image) {
+        assert_eq!(agent.get(&target).status, 404, "{target}");
+    }
+    assert_eq!(listed(&agent), serde_json::json!([]));
+    // What was only asked for leaves nothing behind.
+    let marks = agent.folder().join("store/registry-agent/shared");
+    assert!(marks.join("library/app").exists());
+    assert!(!marks.join("team").exists());
 }

@@ -326,6 +326,10 @@ impl Filesystem {
             return Ok(());
         }
         let _order = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.note_shared(repository)
+    }
+
+    fn note_shared(&self, repository: &Repository) -> Result<(), StoreError> {
         self.write(&layout::shared(repository), b"")?;
         let mut shared = self.shared.write().unwrap_or_else(PoisonError::into_inner);
         shared.insert(repository.clone());
@@ -355,7 +359,8 @@ impl Filesystem {
             .map_err(|e| StoreError::new("read", &path, e))
     }
 
-    /// Notes whether everybody can see a repository.
+    /// Notes whether everybody can see a repository. One that not everybody can is marked, so that
+    /// this is known also when nobody notes such things any longer.
     pub fn set_public(&self, repository: &Repository, public: bool) -> Result<(), StoreError> {
         let _order = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
         let path = layout::public(repository);
@@ -366,15 +371,19 @@ impl Filesystem {
             }
             return self.unmark(repository);
         }
-        if !proved {
-            return Ok(());
-        }
-        let path = self.root.join(path);
-        match fs::remove_file(&path) {
-            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
+        // First of all, since it takes no room.
+        if proved {
+            let path = self.root.join(path);
+            remove_file(&path)?;
             // Not to come back with the power.
-            _ => sync_parent(&path),
+            sync_parent(&path)?;
         }
+        // Whatever is asked for leaves no mark, only what is here.
+        let stored = self.root.join(layout::repository(repository));
+        if !self.is_shared(repository) && stored.exists() {
+            self.note_shared(repository)?;
+        }
+        Ok(())
     }
 
     /// Proves that the store can be written and read back.

@@ -117,6 +117,11 @@ pub fn repositories() -> String {
     format!("{V2}/repositories")
 }
 
+/// The folder of one repository, and of those below it.
+pub fn repository(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}")
+}
+
 /// The folder of the blobs of one algorithm whose digests begin with these two digits.
 pub fn blobs_beginning(algorithm: Algorithm, digits: &str) -> String {
     format!("{}/{digits}", blobs(algorithm))
