@@ -543,3 +543,39 @@ fn what_turned_private_stays_hidden_without_the_credentials() {
     assert!(marks.join("library/app").exists());
     assert!(!marks.join("team").exists());
 }
+
+#[test]
+fn who_comes_when_it_is_shared_no_longer_does_not_join_what_is_under_way() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .share_private()
+        .start();
+    let targets = [
+        "/v2/team/secret/manifests/latest".to_owned(),
+        format!("/v2/team/secret/blobs/{}", image.layer().digest),
+    ];
+    let under_way = targets.each_ref().map(|target| {
+        let gate = hub.hold_headers(On::get(target));
+        let asked = agent.request("GET", target).begin().unwrap();
+        gate.reached();
+        (gate, asked)
+    });
+    let mut config = agent.config()["upstreams"].clone();
+    let upstream = config[0].as_object_mut().unwrap();
+    upstream.remove("credentials");
+    upstream.remove("share_private");
+    agent.rewrite("upstreams", config);
+    agent.signal(Signal::SIGHUP);
+    eventually(PATIENCE, "it has reloaded", || {
+        agent.log().contains("reloaded")
+    });
+    for target in &targets {
+        assert_eq!(agent.get(target).status, 404, "{target}");
+    }
+    for (gate, asked) in under_way {
+        gate.open();
+        assert_eq!(asked.response().unwrap().finish().status, 200);
+    }
+}
