@@ -34,8 +34,8 @@ use crate::oci::{Name, RegistryHost};
 /// `Docker-Content-Digest`: the digest of a manifest that was asked for by tag.
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// The longest that a repository which anybody could pull is taken to be one that anybody can: as
-/// long after a token was issued to nobody, by which that was seen.
+/// The longest that a repository which anybody could pull is taken to be one that anybody can,
+/// counted from when nobody's token was issued by which that was seen.
 pub const PUBLIC_FOR: Duration = Duration::from_mins(1);
 /// Repositories of which that is remembered.
 const PUBLIC_MEMORY: usize = 16 * 1024;
