@@ -148,7 +148,7 @@ struct Inner {
     /// The tags that were asked for by HEAD, by what they are, and when.
     described: Cache<(Repository, Digest), (Tag, Instant, SystemTime)>,
     referrers: Flights<(Repository, Digest), Result<Vec<serde_json::Value>, UpstreamError>>,
-    visible: Flights<Repository, Result<(), UpstreamError>>,
+    visible: Flights<(Repository, Wanted), Result<(), UpstreamError>>,
     /// Held while it is noted who may see a repository.
     noting: tokio::sync::Mutex<()>,
 }
@@ -178,7 +178,7 @@ impl Mirror {
     }
 
     /// Takes over new settings. An upstream that did not change keeps its tokens and what is known
-    /// of it; what is under way goes on as it began.
+    /// of it; what is under way goes on as it began, for those who wait for it.
     pub fn reload(&self, settings: &Serving) {
         let before = self.live();
         let live = Live {
@@ -186,7 +186,17 @@ impl Mirror {
             freshness: settings.freshness,
             cache_limit: settings.cache_limit,
         };
+        let changed = |upstream| !before.upstreams.iter().any(|it| Arc::ptr_eq(it, upstream));
+        let changed = live.upstreams.iter().any(changed);
         *self.0.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+        // What an account is given now is perhaps not for whoever comes next.
+        if changed {
+            self.0.manifests.close();
+            self.0.tags.close();
+            self.0.descriptions.close();
+            self.0.referrers.close();
+            self.0.visible.close();
+        }
     }
 
     fn live(&self) -> Arc<Live> {
@@ -241,7 +251,10 @@ impl Mirror {
             }
             _ => name,
         };
-        let stored = Repository::new(upstream.registry(), &name);
+        let mut stored = Repository::new(upstream.registry(), &name);
+        if upstream.settings().share_private {
+            stored = stored.as_shared();
+        }
         Ok(Source {
             upstream,
             name,
@@ -261,7 +274,9 @@ impl Mirror {
         self.0.metrics.blob_misses.inc();
         loop {
             let fill = self.0.fills.join(self, source, digest);
-            let of_another = *fill.repository() != source.stored;
+            let begun_by = fill.repository();
+            let of_account = begun_by.is_of_account() && !source.stored.is_of_account();
+            let of_another = *begun_by != source.stored || of_account;
             if of_another && !self.0.store.has_link(&source.stored, digest).await? {
                 self.ask_for_blob(source, digest).await?;
             }

@@ -413,6 +413,12 @@ impl Store {
             .await
     }
 
+    /// Whether something was kept of a repository that perhaps only an account could see, and it has
+    /// not been proved since that everybody can.
+    pub fn is_shared(&self, repository: &Repository) -> bool {
+        self.0.files.is_shared(repository)
+    }
+
     /// Whether everybody could see a repository when that was last noted.
     pub async fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
         let repository = repository.clone();

@@ -34,7 +34,8 @@ use crate::oci::{Name, RegistryHost};
 /// `Docker-Content-Digest`: the digest of a manifest that was asked for by tag.
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// The longest that a repository which anybody could pull is taken to be one that anybody can.
+/// The longest that a repository which anybody could pull is taken to be one that anybody can,
+/// counted from when nobody's token was issued by which that was seen.
 pub const PUBLIC_FOR: Duration = Duration::from_mins(1);
 /// Repositories of which that is remembered.
 const PUBLIC_MEMORY: usize = 16 * 1024;
@@ -85,7 +86,7 @@ impl Upstream {
             settings.urls.iter().cloned().map(endpoint).collect()
         };
         let anonymous = if settings.credentials.is_some() && !settings.share_private {
-            endpoints(None, AskedAs::Nobody(public_for))
+            endpoints(None, AskedAs::Nobody(proof_serves(public_for)))
         } else {
             Vec::new()
         };
@@ -151,24 +152,28 @@ impl Upstream {
         self.public_for
     }
 
-    /// Whether what is stored of a repository may be given out without asking.
-    pub fn is_open(&self, name: &Name) -> bool {
-        !self.is_guarded() || self.is_public_now(name)
-    }
-
-    fn is_public_now(&self, name: &Name) -> bool {
+    /// Whether it was seen a moment ago that everybody may see a repository.
+    pub fn is_public_now(&self, name: &Name) -> bool {
         let seen = self.public.get(name);
-        seen.is_some_and(|seen| seen.elapsed() < self.public_for)
+        seen.is_some_and(|seen| seen.elapsed() < proof_serves(self.public_for))
     }
 
     /// Whether something was learned of who may see a repository.
     pub fn has_learned(&self, name: &Name) -> bool {
-        self.is_guarded() && self.lessons().contains_key(name)
+        self.lessons().contains_key(name)
     }
 
-    /// What was learned of who may see a repository since this was last asked: whether everybody.
+    /// What was learned of who may see a repository, and is not noted yet: whether everybody.
     pub fn learned(&self, name: &Name) -> Option<bool> {
-        self.lessons().remove(name)
+        self.lessons().get(name).copied()
+    }
+
+    /// That was noted; what was learned since is not.
+    pub fn noted(&self, name: &Name, public: bool) {
+        let mut lessons = self.lessons();
+        if lessons.get(name) == Some(&public) {
+            lessons.remove(name);
+        }
     }
 
     fn lessons(&self) -> MutexGuard<'_, HashMap<Name, bool>> {
@@ -201,7 +206,7 @@ impl Upstream {
     ) -> Result<Response<Incoming>, UpstreamError> {
         // Source: a registry answers nobody for a private name as it does for one that it does not
         // have.
-        if !self.is_open(name) {
+        if self.is_guarded() && !self.is_public_now(name) {
             let manifests = requests::accept_manifests();
             match self.look(Method::HEAD, path, name, what, manifests).await {
                 Err(error) if error.is_of_method() => {
@@ -225,17 +230,38 @@ impl Upstream {
         what: &str,
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        if !self.is_guarded() {
-            return ask(&self.endpoints, &method, path, name, what, headers).await;
+        if self.is_guarded() {
+            self.prove(method, path, name, what, headers).await
+        } else {
+            ask(&self.endpoints, &method, path, name, what, headers).await
         }
-        let seen = ask(&self.anonymous, &method, path, name, what, headers).await;
+    }
+
+    /// Asks as nobody: the answer proves that everybody may see the repository.
+    async fn prove(
+        &self,
+        method: Method,
+        path: &str,
+        name: &Name,
+        what: &str,
+        headers: HeaderMap,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        let nobody = if self.is_guarded() {
+            &self.anonymous
+        } else {
+            &self.endpoints
+        };
+        let seen = ask(nobody, &method, path, name, what, headers).await;
         match &seen {
-            Ok(_) => self.saw_public(name),
-            Err(UpstreamError::Denied { .. }) => self.saw_private(name),
-            // Perhaps of this alone; whatever is stored is asked about before it is given out.
-            Err(UpstreamError::NotFound { .. }) => {
-                self.public.remove(name);
+            Ok(response) if requests::is_what_was_asked_for(path, response.headers()) => {
+                self.saw_public(name);
             }
+            Ok(_) => return Err(self.protocol_error(what, "an answer to something else")),
+            // Some list no tags for nobody, although what is there can be pulled.
+            Err(UpstreamError::Denied { .. }) if !requests::asks_for_tags(path) => {
+                self.saw_private(name);
+            }
+            // What is not there is perhaps so for everybody.
             Err(_) => {}
         }
         seen
@@ -269,6 +295,12 @@ impl Upstream {
     }
 }
 
+/// How long what nobody's token has shown is taken to be true, and how long the token is used: in the
+/// end the token's age counts as well.
+fn proof_serves(public_for: Duration) -> Duration {
+    public_for / 2
+}
+
 /// Asks one endpoint after the other until one has it. What the last one says counts, unless none
 /// of those before could be asked at all and it only does not have it: then nobody knows.
 async fn ask(
@@ -298,4 +330,48 @@ async fn ask(
         what: what.to_owned(),
         reason: "it has no URL".to_owned(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Credentials, Secret};
+
+    #[test]
+    fn the_age_of_nobodys_token_counts_in_how_long_its_proof_serves() {
+        let second = Duration::from_secs(1);
+        for window in [PUBLIC_FOR, 2 * PUBLIC_FOR, 10 * second] {
+            let upstream = Upstream::new(
+                UpstreamSettings {
+                    registry: RegistryHost::docker_hub(),
+                    urls: vec!["http://127.0.0.1:1".parse().unwrap()],
+                    credentials: Some(Credentials {
+                        username: "robot".to_owned(),
+                        password: Secret::new("secret"),
+                    }),
+                    share_private: false,
+                },
+                Timeouts {
+                    connect: second,
+                    headers: second,
+                    idle: second,
+                },
+                window,
+                &Arc::default(),
+            );
+            let AskedAs::Nobody(token) = upstream.anonymous[0].asked_as else {
+                panic!("somebody is asked for");
+            };
+            let name: Name = "library/app".parse().unwrap();
+            upstream.saw_public(&name);
+            assert!(upstream.is_public_now(&name));
+            // By a token that was at its end then.
+            let left = window.min(PUBLIC_FOR).saturating_sub(token);
+            // Not where the clock itself is younger.
+            if let Some(then) = Instant::now().checked_sub(left) {
+                upstream.public.insert(name.clone(), then);
+                assert!(!upstream.is_public_now(&name), "{window:?}");
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use support::agent::{Agent, Setup};
 use support::image::{Blob, Image};
 use support::upstream::{ALWAYS, Fault, On, Upstream};
-use support::{PATIENCE, eventually};
+use support::{PATIENCE, eventually, write_file};
 
 const USER: &str = "robot";
 const PASSWORD: &str = "hunter2-is-long-enough";
@@ -123,6 +123,16 @@ fn a_manifest_that_names_a_blob_does_not_give_it_to_its_repository() {
             "{method}"
         );
     }
+}
+
+/// Starts the agent again, with something else about its first upstream.
+fn restart_with(agent: &mut Agent, change: impl FnOnce(&mut serde_json::Value)) {
+    let mut config = agent.config()["upstreams"].clone();
+    change(&mut config[0]);
+    agent.kill();
+    agent.rewrite("upstreams", config);
+    agent.start_again();
+    agent.wait_until_ready();
 }
 
 fn listed(agent: &Agent) -> serde_json::Value {
@@ -300,4 +310,272 @@ fn a_registry_without_head_says_by_its_list_of_tags_that_a_name_is_public() {
         agent.wait_until_stored(image.blobs());
     }
     assert_hidden(&agent, "team/secret", &image);
+}
+
+#[test]
+fn what_was_kept_while_it_was_shared_stays_hidden_without_the_credentials_as_well() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .share_private()
+        .start();
+    for name in ["team/secret", "library/app"] {
+        agent.pull(name, "latest", &image);
+        agent.wait_until_stored(image.blobs());
+    }
+    restart_with(&mut agent, |upstream| {
+        let upstream = upstream.as_object_mut().unwrap();
+        upstream.remove("credentials");
+        upstream.remove("share_private");
+    });
+    assert_eq!(listed(&agent), serde_json::json!([]));
+    hub.fault(ALWAYS, On::any("/v2/"), Fault::Status(503));
+    for target in everything_of("team/secret", &image) {
+        assert_eq!(agent.get(&target).status, 503, "{target}");
+    }
+    hub.heal();
+    for target in everything_of("team/secret", &image) {
+        for method in ["HEAD", "GET"] {
+            let reply = agent.request(method, &target).send();
+            assert_eq!(reply.status, 404, "{method} {target}");
+        }
+    }
+    // What everybody can see is proved to be so once, and is then as anything else.
+    agent.pull("library/app", "latest", &image);
+    assert_eq!(listed(&agent), serde_json::json!(["library/app"]));
+    agent.kill();
+    hub.switch_off();
+    agent.start_again();
+    agent.wait_until_ready();
+    agent.pull("library/app", "latest", &image);
+    assert_eq!(listed(&agent), serde_json::json!(["library/app"]));
+    for target in everything_of("team/secret", &image) {
+        assert_eq!(agent.get(&target).status, 503, "{target}");
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_registry_that_is_not_mirrored_any_longer_is_not_listed() {
+    let image = Image::small(1);
+    let (hub, other) = (Upstream::start(), Upstream::start());
+    for upstream in [&hub, &other] {
+        upstream.push("library/app", "latest", &image);
+    }
+    let mut agent = Setup::mirror(&hub).upstream("other.test", &other).start();
+    agent.pull("library/app", "latest", &image);
+    agent.pull("other.test/library/app", "latest", &image);
+    let both = ["library/app", "other.test/library/app"];
+    assert_eq!(listed(&agent), serde_json::json!(both));
+    let config = agent.config()["upstreams"].clone();
+    for (left, name) in config.as_array().unwrap().iter().zip(both) {
+        agent.kill();
+        agent.rewrite("upstreams", serde_json::json!([left]));
+        agent.start_again();
+        agent.wait_until_ready();
+        assert_eq!(listed(&agent), serde_json::json!([name]));
+    }
+}
+
+#[test]
+fn a_tag_that_moves_to_what_is_kept_already_is_not_taken_for_public() {
+    let (image, secret) = (Image::small(1), Image::small(2));
+    let hub = hub_with(&image);
+    hub.push("library/app", "other", &secret);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    for (tag, image) in [("latest", &image), ("other", &secret)] {
+        agent.pull("library/app", tag, image);
+        agent.wait_until_stored(image.blobs());
+    }
+    restart_with(&mut agent, |upstream| {
+        upstream["share_private"] = true.into();
+    });
+    hub.make_private("library/app");
+    hub.push("library/app", "latest", &secret);
+    agent
+        .get("/v2/library/app/manifests/latest")
+        .assert_is(&secret.manifest.blob.bytes);
+    hub.switch_off();
+    restart_with(&mut agent, |upstream| {
+        upstream["share_private"] = false.into();
+    });
+    let reply = agent.get("/v2/library/app/manifests/latest");
+    assert_eq!(reply.status, 503);
+    assert_eq!(listed(&agent), serde_json::json!([]));
+}
+
+#[test]
+fn a_digest_that_was_made_up_hides_nothing() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    // A registry that lists its tags for nobody.
+    hub.fault(ALWAYS, On::any("/tags/list"), Fault::Status(401));
+    let agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    let digest = format!("sha256:{}", "0".repeat(64));
+    // It is stored for somebody else, or nobody would look whether everybody may have it.
+    let known = Blob::new(9, 1000);
+    hub.push_blob("library/other", &known);
+    let other = format!("/v2/library/other/blobs/{}", known.digest);
+    agent.get(&other).assert_is(&known.bytes);
+    agent.wait_until_stored([&known]);
+    for made_up in [
+        format!("/v2/library/app/manifests/{digest}"),
+        format!("/v2/library/app/blobs/{digest}"),
+        format!("/v2/library/app/blobs/{}", known.digest),
+        "/v2/library/app/manifests/made-up".to_owned(),
+        "/v2/library/app/tags/list".to_owned(),
+    ] {
+        assert_eq!(agent.get(&made_up).status, 404, "{made_up}");
+        assert_eq!(
+            listed(&agent),
+            serde_json::json!(["library/app"]),
+            "{made_up}"
+        );
+    }
+    // While one is being asked for, the others do not wait for what comes of it.
+    let gate = hub.hold_headers(On::head(&known.digest));
+    let target = format!("/v2/library/app/blobs/{}", known.digest);
+    let asked = agent.request("HEAD", &target).begin().unwrap();
+    gate.reached();
+    agent.pull("library/app", image.digest(), &image);
+    gate.open();
+    assert_eq!(asked.response().unwrap().status, 404);
+}
+
+#[test]
+fn a_tag_that_is_not_there_does_not_have_the_others_asked_about_again() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    let missing = "/v2/library/app/manifests/missing";
+    for _ in 0..3 {
+        agent.get(missing).assert_error(404, "MANIFEST_UNKNOWN");
+        let before = hub.total();
+        agent.pull("library/app", "latest", &image);
+        assert_eq!(hub.total(), before);
+    }
+}
+
+#[test]
+fn that_a_name_is_public_is_noted_as_soon_as_it_can_be() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .set("freshness.window", "0s")
+        .start();
+    // Where notes go there is something else for now.
+    let notes = agent.folder().join("store/registry-agent/public");
+    write_file(&notes, b"");
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    std::fs::remove_file(&notes).unwrap();
+    agent.pull("library/app", "latest", &image);
+    agent.kill();
+    hub.switch_off();
+    agent.start_again();
+    agent.wait_until_ready();
+    agent.pull("library/app", "latest", &image);
+}
+
+#[test]
+fn a_page_to_log_in_by_does_not_prove_that_a_name_is_public() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .share_private()
+        .start();
+    agent.pull("team/secret", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    for credentials in [true, false] {
+        restart_with(&mut agent, |upstream| {
+            let upstream = upstream.as_object_mut().unwrap();
+            upstream.remove("share_private");
+            if !credentials {
+                upstream.remove("credentials");
+            }
+        });
+        hub.fault(ALWAYS, On::any("/team/secret/"), Fault::LoginPage);
+        for target in everything_of("team/secret", &image) {
+            for method in ["HEAD", "GET"] {
+                let reply = agent.request(method, &target).send();
+                assert_eq!(reply.status, 503, "{method} {target}");
+            }
+        }
+        assert_eq!(listed(&agent), serde_json::json!([]));
+        hub.heal();
+    }
+}
+
+#[test]
+fn what_turned_private_stays_hidden_without_the_credentials() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub).credentials(USER, PASSWORD).start();
+    agent.pull("library/app", "latest", &image);
+    agent.wait_until_stored(image.blobs());
+    hub.make_private("library/app");
+    // Somebody else's tag, which is not here, has it asked about.
+    hub.revoke_tokens();
+    let other = "/v2/library/app/manifests/other";
+    agent.get(other).assert_error(404, "MANIFEST_UNKNOWN");
+    assert_eq!(agent.get("/v2/team/secret/manifests/latest").status, 404);
+    restart_with(&mut agent, |upstream| {
+        upstream.as_object_mut().unwrap().remove("credentials");
+    });
+    for target in everything_of("library/app", &image) {
+        assert_eq!(agent.get(&target).status, 404, "{target}");
+    }
+    assert_eq!(listed(&agent), serde_json::json!([]));
+    // What was only asked for leaves nothing behind.
+    let marks = agent.folder().join("store/registry-agent/shared");
+    assert!(marks.join("library/app").exists());
+    assert!(!marks.join("team").exists());
+}
+
+#[test]
+fn who_comes_when_it_is_shared_no_longer_does_not_join_what_is_under_way() {
+    let image = Image::small(1);
+    let hub = hub_with(&image);
+    let mut agent = Setup::mirror(&hub)
+        .credentials(USER, PASSWORD)
+        .share_private()
+        .start();
+    let targets = [
+        "/v2/team/secret/manifests/latest".to_owned(),
+        format!("/v2/team/secret/blobs/{}", image.layer().digest),
+    ];
+    let under_way = targets.each_ref().map(|target| {
+        let gate = hub.hold_headers(On::get(target));
+        let asked = agent.request("GET", target).begin().unwrap();
+        gate.reached();
+        (gate, asked)
+    });
+    let mut config = agent.config()["upstreams"].clone();
+    let upstream = config[0].as_object_mut().unwrap();
+    upstream.remove("credentials");
+    upstream.remove("share_private");
+    agent.rewrite("upstreams", config);
+    agent.signal(Signal::SIGHUP);
+    eventually(PATIENCE, "it has reloaded", || {
+        agent.log().contains("reloaded")
+    });
+    for target in &targets {
+        assert_eq!(agent.get(target).status, 404, "{target}");
+    }
+    for (gate, asked) in under_way {
+        gate.open();
+        assert_eq!(asked.response().unwrap().finish().status, 200);
+    }
 }

@@ -171,3 +171,32 @@ fn a_list_of_several_pages_is_all_of_them_or_none() {
         agent.get(&path(&image)).assert_error(503, "UNAVAILABLE");
     }
 }
+
+#[test]
+fn those_that_were_kept_while_they_were_shared_are_given_to_nobody_when_they_are_no_longer() {
+    let [image, signature] = [1, 2].map(Image::small);
+    let hub = Upstream::options().account("robot", "secret").start();
+    hub.push("library/app", "latest", &image);
+    let mut agent = Setup::mirror(&hub).credentials("robot", "secret").start();
+    agent.pull("library/app", "latest", &image);
+    hub.make_private("library/app");
+    hub.refer(
+        "library/app",
+        image.digest(),
+        descriptor(&signature, SIGNATURE),
+    );
+    let restart_sharing = |agent: &mut Agent, share: bool| {
+        let mut config = agent.config()["upstreams"].clone();
+        config[0]["share_private"] = share.into();
+        agent.kill();
+        agent.rewrite("upstreams", config);
+        agent.start_again();
+        agent.wait_until_ready();
+    };
+    restart_sharing(&mut agent, true);
+    assert_eq!(referrers(&agent, &path(&image)).1, [signature.digest()]);
+    hub.switch_off();
+    restart_sharing(&mut agent, false);
+    let reply = agent.get(&path(&image));
+    reply.assert_error(503, "UNAVAILABLE");
+}

@@ -327,7 +327,6 @@ impl Download<'_> {
     /// One request, and its body to the end or to where it breaks.
     async fn attempt(&self, partial: Partial) -> Result<Partial, Break> {
         let Source { upstream, name, .. } = self.source;
-        self.mirror.forget_public(self.source).await?;
         let asked = upstream.blob(name, self.digest, partial.length).await;
         let fetched = match self.mirror.learn(self.source, asked).await {
             Ok(Some(fetched)) => fetched,

@@ -46,6 +46,12 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     S: Send + Sync + 'static,
 {
+    /// Lets nobody join what is under way, which goes on for those who wait for it.
+    pub(super) fn close(&self) {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.clear();
+    }
+
     /// The work for `key`, where it is under way.
     pub(super) fn get(&self, key: &K) -> Option<Flight<S>> {
         let flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -72,7 +72,7 @@ impl Mirror {
     /// A manifest that is in memory, and fresh where it is asked for by tag: what nearly all
     /// requests are for, and what can be answered without waiting for anything.
     pub fn manifest_at_once(&self, source: &Source, reference: &Reference) -> Option<Served> {
-        if !source.upstream.is_open(&source.name) {
+        if !self.is_open(source) {
             return None;
         }
         let store = &self.0.store;
@@ -287,7 +287,6 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<Arc<Manifest>, MirrorError> {
         self.0.metrics.manifest_misses.inc();
-        self.forget_public(source).await?;
         let fetched = source.upstream.manifest(&source.name, reference).await;
         let fetched = self.learn(source, fetched).await.map_err(manifest_error)?;
         self.0

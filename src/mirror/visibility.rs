@@ -3,19 +3,22 @@
 //! Where an upstream is asked as an account whose private repositories are not to be shared, what is
 //! stored of a repository is given out only while everybody can see it at the upstream as well. That
 //! is proved by the requests which are made as nobody, holds for a short time, and is noted in the
-//! store: while the upstream can't be asked, it is the note that counts. What was stored while
-//! private repositories were shared has none.
+//! store: while the upstream can't be asked, it is the note that counts.
+//!
+//! Where private repositories are shared, what is stored of one is marked. Once they are shared no
+//! longer, whether the upstream is still asked as an account or not, a repository with a mark is
+//! given out only after it was proved public, which takes the mark away.
 
 use std::time::Duration;
 
 use super::{Mirror, MirrorError, Source};
-use crate::oci::{Digest, Reference};
+use crate::oci::{Digest, Reference, RegistryHost};
 use crate::store::Page;
 use crate::store::layout::Repository;
-use crate::upstream::UpstreamError;
+use crate::upstream::{Upstream, UpstreamError};
 
 /// What is to be given out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Wanted {
     Manifest(Reference),
     Blob(Digest),
@@ -28,11 +31,13 @@ impl Mirror {
         source: &Source,
         wanted: Wanted,
     ) -> Result<(), UpstreamError> {
-        let Source { upstream, name, .. } = source;
-        if upstream.is_open(name) {
+        let upstream = &source.upstream;
+        if self.is_open(source) {
             return Ok(());
         }
-        let mut flight = self.0.visible.join(source.stored.clone(), |_| {
+        // Each for itself: what can't be had of one digest says nothing of the others.
+        let key = (source.stored.clone(), wanted.clone());
+        let mut flight = self.0.visible.join(key, |_| {
             let (mirror, source) = (self.clone(), source.clone());
             async move { Some(mirror.look(&source, &wanted).await) }
         });
@@ -61,9 +66,28 @@ impl Mirror {
         }
     }
 
+    /// Whether what is stored of a repository may be given out without asking.
+    pub(super) fn is_open(&self, source: &Source) -> bool {
+        let Source {
+            upstream,
+            name,
+            stored,
+        } = source;
+        let unmarked = upstream.settings().share_private || !self.0.store.is_shared(stored);
+        upstream.is_public_now(name) || !upstream.is_guarded() && unmarked
+    }
+
     /// Whether what is stored of a repository may be given out although its upstream can't be asked.
     pub(super) async fn may_be_stale(&self, source: &Source) -> bool {
-        !source.upstream.is_guarded() || self.was_public(&source.stored).await
+        self.may_be_known(&source.upstream, &source.stored).await
+    }
+
+    async fn may_be_known(&self, upstream: &Upstream, repository: &Repository) -> bool {
+        if upstream.is_guarded() {
+            self.was_public(repository).await
+        } else {
+            upstream.settings().share_private || !self.0.store.is_shared(repository)
+        }
     }
 
     async fn was_public(&self, repository: &Repository) -> bool {
@@ -78,29 +102,33 @@ impl Mirror {
     async fn look(&self, source: &Source, wanted: &Wanted) -> Result<(), UpstreamError> {
         let Source { upstream, name, .. } = source;
         let seen = match wanted {
-            Wanted::Manifest(reference) => {
-                let seen = upstream.manifest_digest(name, reference).await;
-                seen.map(drop)
-            }
-            Wanted::Blob(digest) => upstream.blob_size(name, digest).await.map(drop),
+            Wanted::Manifest(reference) => upstream.shows_manifest(name, reference).await,
+            Wanted::Blob(digest) => upstream.shows_blob(name, digest).await,
         };
         let seen = match seen {
             // Gone, or not for us to know: a repository that can be seen has a list of tags.
             Err(error)
                 if matches!(error, UpstreamError::NotFound { .. }) || error.is_of_method() =>
             {
-                let seen = upstream.tags(name, Some(1), None).await;
-                if seen.as_ref().is_err_and(UpstreamError::is_final) {
+                let seen = upstream.shows_tags(name).await;
+                // Some list no tags for nobody, although what is there can be pulled.
+                let private = match &seen {
+                    Err(UpstreamError::NotFound { .. }) => true,
+                    Err(UpstreamError::Denied { .. }) => error.is_of_method(),
+                    _ => false,
+                };
+                if private {
                     upstream.saw_private(name);
                 }
-                seen.map(drop)
+                seen
             }
             seen => seen,
         };
         self.learn(source, seen).await
     }
 
-    /// Keeps what an answer says of who may see a repository.
+    /// Keeps what an answer says of who may see a repository. What could not be noted is noted with
+    /// the next answer.
     pub(super) async fn learn<T>(
         &self,
         source: &Source,
@@ -114,32 +142,31 @@ impl Mirror {
         if upstream.has_learned(name) {
             // One after the other, or an older lesson could be the last that is noted.
             let _order = self.0.noting.lock().await;
-            if let Some(public) = upstream.learned(name)
-                && let Err(error) = self.0.store.set_public(stored, public).await
-            {
-                tracing::error!(repository = %stored, public, %error, "who may see it could not be noted: {error}");
+            if let Some(public) = upstream.learned(name) {
+                let noted = self.with_room(0, || self.0.store.set_public(stored, public));
+                match noted.await {
+                    Ok(()) => upstream.noted(name, public),
+                    Err(error) => {
+                        tracing::error!(repository = %stored, public, %error, "who may see it could not be noted: {error}");
+                    }
+                }
             }
         }
         answer
     }
 
-    /// Before something is fetched that perhaps not everybody may see, and is shared all the same:
-    /// from then on its repository is not one that was proved public.
-    pub(super) async fn forget_public(&self, source: &Source) -> Result<(), MirrorError> {
-        if source.upstream.settings().share_private {
-            let _order = self.0.noting.lock().await;
-            self.0.store.set_public(&source.stored, false).await?;
-        }
-        Ok(())
-    }
-
     /// Whether the catalog may name a repository.
     pub(super) async fn may_be_listed(&self, repository: &Repository) -> bool {
         let live = self.live();
-        let registry = repository.as_str().split_once('/');
-        let upstream = registry.and_then(|(host, _)| live.upstream(host));
-        let upstream = upstream.unwrap_or_else(|| live.default());
-        !upstream.is_guarded() || self.was_public(repository).await
+        // Docker Hub's stand without their registry, and none of them begins with a host.
+        let registry = match repository.as_str().split_once('/') {
+            Some((host, _)) if host.parse::<RegistryHost>().is_ok() => host,
+            _ => RegistryHost::DOCKER_HUB,
+        };
+        match live.upstream(registry) {
+            Some(upstream) => self.may_be_known(&upstream, repository).await,
+            None => false,
+        }
     }
 
     /// A page of the repositories that are stored and that anybody may know of, in the order of

@@ -9,7 +9,7 @@ use std::fs::{self, File, FileTimes, FileType, Metadata, OpenOptions, TryLockErr
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
@@ -17,6 +17,7 @@ use tempfile::TempPath;
 
 use serde_json::Value;
 
+use super::catalog::Page;
 use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
 use super::sweep::remove_file;
@@ -39,13 +40,17 @@ pub struct Filesystem {
     pub(super) usage: Usage,
     /// The downloads of which this process has seen every byte.
     pub(super) growing: Mutex<HashSet<Digest>>,
+    /// The repositories of which something was kept that perhaps only an account could see.
+    shared: RwLock<HashSet<Repository>>,
+    /// Held while it is noted who may see a repository.
+    noting: Mutex<()>,
     /// Keeps a second agent from working on the same root; the kernel lets go of it when the
     /// process ends, however it ends.
     _lock: File,
 }
 
 impl Filesystem {
-    /// Opens `root`, making it where it is missing. Nothing is scanned: it takes the same time for
+    /// Opens `root`, making it where it is missing. No content is scanned: it takes the same time for
     /// an empty store and for a huge one.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let temporary = root.join(layout::TEMPORARY);
@@ -67,6 +72,8 @@ impl Filesystem {
             leases: Leases::default(),
             usage: Usage::default(),
             growing: Mutex::default(),
+            shared: RwLock::default(),
+            noting: Mutex::default(),
             _lock: lock,
         };
         // What a killed process left half-written has no reader and no name that means anything.
@@ -74,6 +81,15 @@ impl Filesystem {
             let path = temporary.join(entry);
             fs::remove_file(&path).map_err(|e| StoreError::new("remove", &path, e))?;
         }
+        let mut shared = HashSet::new();
+        for repository in store.repositories_with(layout::SHARED, "_kept", &Page::all())? {
+            let path = root.join(layout::shared(&repository));
+            let marked = path.try_exists();
+            if marked.map_err(|e| StoreError::new("read", &path, e))? {
+                shared.insert(repository);
+            }
+        }
+        *store.shared.write().unwrap_or_else(PoisonError::into_inner) = shared;
         Ok(store)
     }
 
@@ -151,6 +167,7 @@ impl Filesystem {
 
     /// Records that a repository has a blob, whose bytes must be here already.
     pub fn link_layer(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        self.mark(repository)?;
         self.link(&layout::layer_link(repository, digest), digest)
     }
 
@@ -215,6 +232,7 @@ impl Filesystem {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Result<(), StoreError> {
+        self.mark(repository)?;
         let digest = &manifest.digest;
         // Written even where it is there: those bytes may be the rotten ones that brought us here.
         let target = self.root.join(layout::blob(digest));
@@ -243,6 +261,7 @@ impl Filesystem {
         if !revision.exists() {
             return Ok(());
         }
+        self.mark(repository)?;
         self.link(&layout::tag_index_link(repository, tag, digest), digest)?;
         failpoint!(IndexLinked);
         let target = self.root.join(layout::tag_link(repository, tag));
@@ -295,31 +314,81 @@ impl Filesystem {
         if list.is_empty() && !self.has_manifest(repository, digest)? {
             return remove_file(&self.root.join(path));
         }
+        self.mark(repository)?;
         self.write(&path, Value::from(list).to_string().as_bytes())
+    }
+
+    /// Whether something was kept of a repository that perhaps only an account could see, and it has
+    /// not been proved since that everybody can.
+    pub fn is_shared(&self, repository: &Repository) -> bool {
+        let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner);
+        shared.contains(repository)
+    }
+
+    /// Before anything is stored of a repository that perhaps only an account can see.
+    fn mark(&self, repository: &Repository) -> Result<(), StoreError> {
+        if !repository.is_of_account() || self.is_shared(repository) {
+            return Ok(());
+        }
+        let _order = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.note_shared(repository)
+    }
+
+    fn note_shared(&self, repository: &Repository) -> Result<(), StoreError> {
+        self.write(&layout::shared(repository), b"")?;
+        let mut shared = self.shared.write().unwrap_or_else(PoisonError::into_inner);
+        shared.insert(repository.clone());
+        Ok(())
+    }
+
+    fn unmark(&self, repository: &Repository) -> Result<(), StoreError> {
+        if !self.is_shared(repository) {
+            return Ok(());
+        }
+        let path = self.root.join(layout::shared(repository));
+        remove_file(&path)?;
+        sync_parent(&path)?;
+        let mut shared = self.shared.write().unwrap_or_else(PoisonError::into_inner);
+        shared.remove(repository);
+        Ok(())
     }
 
     /// Whether everybody could see a repository when that was last noted.
     pub fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+        Ok(!self.is_shared(repository) && self.is_proved(repository)?)
+    }
+
+    fn is_proved(&self, repository: &Repository) -> Result<bool, StoreError> {
         let path = self.root.join(layout::public(repository));
         path.try_exists()
             .map_err(|e| StoreError::new("read", &path, e))
     }
 
-    /// Notes whether everybody can see a repository.
+    /// Notes whether everybody can see a repository. One that not everybody can is marked, so that
+    /// this is known also when nobody notes such things any longer.
     pub fn set_public(&self, repository: &Repository, public: bool) -> Result<(), StoreError> {
-        if public == self.is_public(repository)? {
-            return Ok(());
-        }
+        let _order = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
         let path = layout::public(repository);
+        let proved = self.is_proved(repository)?;
         if public {
-            return self.write(&path, b"");
+            if !proved {
+                self.write(&path, b"")?;
+            }
+            return self.unmark(repository);
         }
-        let path = self.root.join(path);
-        match fs::remove_file(&path) {
-            Err(e) if !absent(&e) => Err(StoreError::new("remove", &path, e)),
+        // First of all, since it takes no room.
+        if proved {
+            let path = self.root.join(path);
+            remove_file(&path)?;
             // Not to come back with the power.
-            _ => sync_parent(&path),
+            sync_parent(&path)?;
         }
+        // Whatever is asked for leaves no mark, only what is here.
+        let stored = self.root.join(layout::repository(repository));
+        if !self.is_shared(repository) && stored.exists() {
+            self.note_shared(repository)?;
+        }
+        Ok(())
     }
 
     /// Proves that the store can be written and read back.

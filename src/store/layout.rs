@@ -16,6 +16,7 @@
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
 //!   public/<repository>/_proved                       says that everybody could see a repository
+//!   shared/<repository>/_kept/unproved                says that an account's content was kept there
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
 //! ```
@@ -23,6 +24,7 @@
 //! A `link` holds a bare digest, without a newline.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
@@ -35,44 +37,89 @@ pub const OWN: &str = "registry-agent";
 pub const TEMPORARY: &str = "registry-agent/tmp";
 /// The folder of all repositories, for what is kept of their manifests' referrers.
 pub const REFERRERS: &str = "registry-agent/referrers";
+/// The folder of all repositories of which something was kept that perhaps only an account could see.
+pub const SHARED: &str = "registry-agent/shared";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
 /// A repository as the store knows it: docker.io's under their own names, as a registry:2 proxy
 /// keeps them, those of any other registry under `<host>/<name>`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Repository(Arc<str>);
+#[derive(Debug, Clone)]
+pub struct Repository {
+    path: Arc<str>,
+    /// Whether what is stored of it now perhaps only an account can see.
+    shared: bool,
+}
+
+impl PartialEq for Repository {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for Repository {}
+
+impl Hash for Repository {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.path.hash(state);
+    }
+}
 
 impl Repository {
     /// The repository `name` of `registry`.
     pub fn new(registry: &RegistryHost, name: &Name) -> Self {
         if registry.is_docker_hub() {
-            Self(name.shared())
+            Self::at(name.shared())
         } else {
-            Self(format!("{registry}/{name}").into())
+            Self::at(format!("{registry}/{name}").into())
         }
+    }
+
+    fn at(path: Arc<str>) -> Self {
+        Self {
+            path,
+            shared: false,
+        }
+    }
+
+    /// The same repository, asked as an account whose private repositories are shared: whatever is
+    /// stored of it is marked as such.
+    #[must_use]
+    pub fn as_shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
+    /// Whether what is stored of it now perhaps only an account can see.
+    pub fn is_of_account(&self) -> bool {
+        self.shared
     }
 
     /// A repository by the path of its folder below [`repositories`].
     pub fn from_path(path: String) -> Self {
-        Self(path.into())
+        Self::at(path.into())
     }
 
     /// The path below [`repositories`].
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.path
     }
 }
 
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.path)
     }
 }
 
 /// The folder of all repositories.
 pub fn repositories() -> String {
     format!("{V2}/repositories")
+}
+
+/// The folder of one repository, and of those below it.
+pub fn repository(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}")
 }
 
 /// The folder of the blobs of one algorithm whose digests begin with these two digits.
@@ -140,6 +187,13 @@ pub fn referrers_of(repository: &Repository, algorithm: Algorithm) -> String {
 pub fn public(repository: &Repository) -> String {
     // No component of a repository's name can be `_proved`.
     format!("{OWN}/public/{repository}/_proved")
+}
+
+/// Says that something was kept of a repository that perhaps only an account could see, and that
+/// nobody has been seen to see it since.
+pub fn shared(repository: &Repository) -> String {
+    // No component of a repository's name can be `_kept`.
+    format!("{SHARED}/{repository}/_kept/unproved")
 }
 
 /// The folder of a repository's manifests of one algorithm.

@@ -57,7 +57,7 @@ pub(super) struct Endpoint {
     down: Mutex<Option<(Instant, UpstreamError)>>,
     record: Arc<Record>,
     /// In whose name.
-    asked_as: AskedAs,
+    pub(super) asked_as: AskedAs,
 }
 
 /// In whose name an endpoint is asked.
@@ -499,7 +499,7 @@ impl Endpoint {
 }
 
 /// Whether a path is one of this kind: names may hold `blobs` and `manifests` themselves.
-fn asks_for(path: &str, kind: &str) -> bool {
+pub(super) fn asks_for(path: &str, kind: &str) -> bool {
     path.rsplit('/').nth(1) == Some(kind)
 }
 

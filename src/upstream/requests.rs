@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::endpoint::{Asked, collect};
+use super::endpoint::{Asked, asks_for, collect};
 use super::{CONTENT_DIGEST, Upstream, UpstreamError};
 use crate::oci::{Digest, MANIFEST_LIMIT, Name, OCI_INDEX, Reference};
 
@@ -114,6 +114,34 @@ impl Upstream {
             })
         };
         Ok(described())
+    }
+
+    /// Asks whether a manifest is shown to nobody.
+    pub async fn shows_manifest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<(), UpstreamError> {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        let what = format!("{name}:{reference}");
+        let shown = self.prove(Method::HEAD, &path, name, &what, accept_manifests());
+        shown.await.map(drop)
+    }
+
+    /// Asks whether a blob is shown to nobody.
+    pub async fn shows_blob(&self, name: &Name, digest: &Digest) -> Result<(), UpstreamError> {
+        let path = format!("/v2/{name}/blobs/{digest}");
+        let what = format!("the blob {digest} of {name}");
+        let shown = self.prove(Method::HEAD, &path, name, &what, HeaderMap::new());
+        shown.await.map(drop)
+    }
+
+    /// Asks whether a list of tags is shown to nobody.
+    pub async fn shows_tags(&self, name: &Name) -> Result<(), UpstreamError> {
+        let path = format!("/v2/{name}/tags/list{}", page_query(Some(1), None));
+        let what = format!("the tags of {name}");
+        let shown = self.prove(Method::GET, &path, name, &what, accept("application/json"));
+        shown.await.map(drop)
     }
 
     /// Asks for a manifest: distribution-spec 1.1, end-3.
@@ -347,6 +375,33 @@ fn page_query(limit: Option<usize>, last: Option<&str>) -> String {
     if query == "?" { String::new() } else { query }
 }
 
+/// Whether a path is one of a list of tags.
+pub(super) fn asks_for_tags(path: &str) -> bool {
+    asks_for(path, "tags")
+}
+
+/// Whether a success can be the answer to a request for this path, and not a page that anybody is
+/// given instead, for one to log in by.
+pub(super) fn is_what_was_asked_for(path: &str, headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let media_type = text(CONTENT_TYPE).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    let media_type = media_type.to_ascii_lowercase();
+    if asks_for(path, "blobs") {
+        return media_type != "text/html";
+    }
+    let digest: Option<Digest> = text(CONTENT_DIGEST).and_then(|digest| digest.parse().ok());
+    let wanted: Option<Digest> = path.rsplit('/').next().and_then(|last| last.parse().ok());
+    match (digest, wanted) {
+        (Some(digest), Some(wanted)) if asks_for(path, "manifests") => digest == wanted,
+        (Some(_), _) if asks_for(path, "manifests") => true,
+        _ => {
+            let form = media_type.strip_prefix("application/").unwrap_or_default();
+            form.ends_with("json") || form.ends_with("jws")
+        }
+    }
+}
+
 /// Accepts every form of manifest.
 pub(super) fn accept_manifests() -> HeaderMap {
     accept(MANIFESTS)
@@ -387,6 +442,46 @@ fn content_range(response: &Response<Incoming>) -> Option<(u64, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_answer_of_the_right_kind_is_what_was_asked_for() {
+        let digests = ["0", "1"].map(|digit| format!("sha256:{}", digit.repeat(64)));
+        let of_digest = format!("/v2/a/manifests/{}", digests[0]);
+        let blob = format!("/v2/a/blobs/{}", digests[0]);
+        for (path, media_type, digest, right) in [
+            ("/v2/a/manifests/1", OCI_INDEX, None, true),
+            ("/v2/a/manifests/1", "text/html", None, false),
+            ("/v2/a/manifests/1", "", None, false),
+            ("/v2/a/manifests/1", "text/plain", Some(1), true),
+            (&of_digest, "", Some(0), true),
+            (&of_digest, OCI_INDEX, Some(1), false),
+            (&of_digest, OCI_INDEX, None, true),
+            (&blob, "", None, true),
+            (&blob, "application/octet-stream", None, true),
+            (&blob, "Text/HTML; charset=utf-8", None, false),
+            (
+                "/v2/a/tags/list?n=1",
+                "application/json; charset=utf-8",
+                None,
+                true,
+            ),
+            ("/v2/a/tags/list?n=1", "text/html", Some(0), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if !media_type.is_empty() {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+            }
+            if let Some(digest) = digest {
+                let digest: &str = &digests[digest];
+                headers.insert(CONTENT_DIGEST, digest.parse().unwrap());
+            }
+            assert_eq!(
+                is_what_was_asked_for(path, &headers),
+                right,
+                "{path}: {headers:?}"
+            );
+        }
+    }
 
     #[test]
     fn the_next_page_is_found_among_other_links() {

@@ -12,6 +12,8 @@ use crate::support::PATIENCE;
 pub enum Fault {
     /// Answers with this status and an error body.
     Status(u16),
+    /// Answers anybody with a page to log in by, and 200.
+    LoginPage,
     /// Answers 429, and that it may be asked again in so many seconds.
     RetryAfter(u64),
     /// Never answers.
@@ -92,7 +94,7 @@ impl Plan {
             let reached = admitted
                 || matches!(
                     rule.fault,
-                    Fault::Status(_) | Fault::RetryAfter(_) | Fault::HangHeaders
+                    Fault::Status(_) | Fault::LoginPage | Fault::RetryAfter(_) | Fault::HangHeaders
                 );
             if applies && reached && rule.left > 0 {
                 rule.left -= 1;

@@ -95,6 +95,9 @@ impl Content {
                 },
             );
         }
+        if plan.has(|fault| matches!(fault, Fault::LoginPage)) {
+            return Answer::new(200, "text/html; charset=utf-8", "<form>Who are you?</form>");
+        }
         let seconds = |fault: &Fault| match fault {
             Fault::RetryAfter(seconds) => Some(*seconds),
             _ => None,
