@@ -56,6 +56,9 @@ struct Docker {
     slow: u32,
     #[serde(default)]
     coming: Option<(u32, Vec<String>)>,
+    /// Somebody else writes this file just before it reloads.
+    #[serde(default)]
+    edited: Option<String>,
 }
 
 struct Host {
@@ -139,6 +142,9 @@ impl System for Host {
         let refusal = match action.verb {
             Verb::Reload if docker.active_state != "active" => Some("it is not active"),
             Verb::Reload => {
+                if let Some(content) = docker.edited.take() {
+                    write::put(&self.at(DAEMON_JSON), &text(&content, 0o644)).unwrap();
+                }
                 let file = fs::read_to_string(self.at(DAEMON_JSON)).unwrap_or_default();
                 if docker.dies_of.as_ref().is_some_and(|of| file.contains(of)) {
                     "failed".clone_into(&mut docker.active_state);
@@ -478,6 +484,38 @@ fn a_docker_that_does_not_run_gets_its_file_and_no_job() {
             .contains("reads its configuration when it starts")
     );
     assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), wired());
+}
+
+#[test]
+fn a_docker_that_is_still_starting_is_not_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), Some("{}"));
+    host.change(|docker| docker.active_state = "inactive".to_owned());
+    let plan = plan(&host, &wired(), &[MIRROR]);
+    with(&host, async |apply| {
+        let begun = apply.begin(&plan, purpose()).await.unwrap().unwrap();
+        host.change(|docker| docker.active_state = "activating".to_owned());
+        apply.complete(begun).await.unwrap();
+    });
+    assert_eq!(host.docker().jobs, [] as [String; 0]);
+    assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), wired());
+}
+
+#[test]
+fn what_somebody_else_writes_before_the_proof_is_left_and_keeps_nothing_out() {
+    let theirs = r#"{"registry-mirrors": ["http://theirs"], "debug": true}"#;
+    for before in [None, Some("{}")] {
+        let folder = tempfile::tempdir().unwrap();
+        let host = host(folder.path(), before);
+        host.change(|docker| docker.edited = Some(theirs.to_owned()));
+        let ours = plan(&host, &wired(), &[MIRROR]);
+        let error = with(&host, async |apply| apply.apply(&ours, purpose()).await).unwrap_err();
+        assert!(error.to_string().contains("is left as it is"), "{error}");
+        assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), theirs);
+        let again = plan(&host, &wired(), &[MIRROR]);
+        with(&host, async |apply| apply.apply(&again, purpose()).await).unwrap();
+        assert_eq!(host.docker().mirrors, [format!("{MIRROR}/")]);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //!   repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
+//!   fills/<alg>/<hex>.synced                          how much of one is on the disk for certain
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
 //!   public/<repository>/_proved                       says that everybody could see a repository
 //!   shared/<repository>/_kept/unproved                says that an account's content was kept there
