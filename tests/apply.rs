@@ -59,6 +59,9 @@ struct Docker {
     /// Somebody else writes this file just before it reloads.
     #[serde(default)]
     edited: Option<String>,
+    /// ... or while it is asked what it says of a staged file.
+    #[serde(default)]
+    edited_at_check: Option<String>,
 }
 
 struct Host {
@@ -210,6 +213,9 @@ impl System for Host {
 
     async fn check(&self, _: &Check, staged: &Path) -> Result<(), SystemError> {
         let content = fs::read_to_string(staged).unwrap();
+        if let Some(theirs) = self.docker().edited_at_check {
+            write::put(&self.at(DAEMON_JSON), &text(&theirs, 0o644)).unwrap();
+        }
         if content.contains("refused") {
             return Err(SystemError("dockerd: unable to configure".to_owned()));
         }
@@ -499,6 +505,19 @@ fn a_docker_that_is_still_starting_is_not_started_again() {
     });
     assert_eq!(host.docker().jobs, [] as [String; 0]);
     assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), wired());
+}
+
+#[test]
+fn what_somebody_else_writes_while_a_daemon_is_asked_is_not_written_over() {
+    let theirs = r#"{"debug": true}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), Some("{}"));
+    host.change(|docker| docker.edited_at_check = Some(theirs.to_owned()));
+    let ours = plan(&host, &wired(), &[MIRROR]);
+    let error = with(&host, async |apply| apply.apply(&ours, purpose()).await).unwrap_err();
+    assert!(error.to_string().contains("has changed since"), "{error}");
+    assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), theirs);
+    assert!(journal(&host).transaction().unwrap().is_none());
 }
 
 #[test]

@@ -294,7 +294,7 @@ impl<S: System> Apply<'_, S> {
         })
     }
 
-    fn write_files(&self, transaction: &Transaction) -> Result<(), WriteError> {
+    fn write_files(&self, transaction: &Transaction) -> Result<(), ApplyError> {
         for folder in &transaction.folders {
             write::make_folder(&self.path(folder))?;
         }
@@ -309,7 +309,11 @@ impl<S: System> Apply<'_, S> {
             });
         }
         failpoint!(ApplyStaged);
-        for staged in staged {
+        for (staged, Change { path, before, .. }) in staged.into_iter().zip(&transaction.files) {
+            // Since it was looked at, daemons were asked: time enough for somebody else to write.
+            if !write::same(&write::read(&self.path(path))?, before) {
+                return Err(ApplyError::Stale(path.clone()));
+            }
             match staged {
                 Ok(staged) => staged.publish()?,
                 Err(path) => write::remove(&path)?,
