@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{fail, print};
 use crate::host::install::{self, Done};
 use crate::host::journal::Journal;
-use crate::host::live::ThisHost;
+use crate::host::live::{self, ThisHost};
 
 /// Installs the units of this binary. Exit code 0: they are as they should be and run; 1: not.
 pub(super) async fn install(host: &ThisHost) -> ExitCode {
@@ -19,8 +19,26 @@ pub(super) async fn install(host: &ThisHost) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let settings = host.settings();
-    match install::install(Path::new("/"), &binary, &settings, host.manager()).await {
-        Ok(done) => said(&done, "everything is installed already\n"),
+    let (folders, unknown) = match live::folders_to_write(host.manager(), &settings).await {
+        Ok(folders) => (Some(folders), None),
+        Err(why) => (None, Some(why)),
+    };
+    let root = Path::new("/");
+    let installed = install::install(root, &binary, &settings, folders.as_ref(), host.manager());
+    // In a box: what it holds is large.
+    match Box::pin(installed).await {
+        Ok(done) => {
+            if let Some(why) = unknown {
+                let _ = fail(
+                    &format!(
+                        "the engines can't be wired yet, and where the service has to write is not \
+                         known: {why}\nRun `registry-agent install` again when that is put right."
+                    ),
+                    0,
+                );
+            }
+            said(&done, "everything is installed already\n")
+        }
         Err(error) => fail(&error, 1),
     }
 }

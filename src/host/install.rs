@@ -2,9 +2,9 @@
 
 mod manager;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -30,6 +30,10 @@ const UNITS: [&str; 2] = ["etc/systemd/system", "usr/lib/systemd/system"];
 const SYSUSERS: [&str; 2] = ["etc/sysusers.d", "usr/lib/sysusers.d"];
 const SYSUSERS_FILE: &str = "registry-agent.conf";
 const SOCKET_DROP_IN: &str = "etc/systemd/system/registry-agent.socket.d/10-listen.conf";
+const HOST_DROP_IN: &str = "etc/systemd/system/registry-agent-host.service.d/10-write.conf";
+
+/// What is read of a unit file or drop-in, in bytes: none of ours is larger.
+const LIMIT: u64 = 1024 * 1024;
 
 const AGENT_UNIT: &str = include_str!("../../units/registry-agent.service");
 const SOCKET_UNIT: &str = include_str!("../../units/registry-agent.socket");
@@ -102,10 +106,14 @@ pub type Done = Vec<String>;
 
 /// Writes, enables and starts the units of the binary at `binary` (an absolute path without links),
 /// as far as that is not done yet. `root` is `/`, or a folder that stands for it.
+///
+/// `folders` are those outside of `/etc` that the engines' files are in, to which the host's part is
+/// let write; where they are not known, it may do what it might before.
 pub async fn install(
     root: &Path,
     binary: &Path,
     settings: &Settings,
+    folders: Option<&BTreeSet<PathBuf>>,
     units: &impl Units,
 ) -> Result<Done, InstallError> {
     check_binary(root, binary)?;
@@ -132,13 +140,21 @@ pub async fn install(
         &mut done,
     )?;
     changed |= sockets;
+    let folders = match folders {
+        Some(folders) => put(
+            &root.join(HOST_DROP_IN),
+            write_drop_in(folders).as_deref(),
+            &mut done,
+        )?,
+        None => false,
+    };
 
     let mut loaded = BTreeMap::new();
     for name in [SOCKET, AGENT, HOST] {
         let unit = did(units.unit(name).await, format!("look at {name}"))?;
         loaded.insert(name, unit);
     }
-    if changed || loaded.values().any(|unit| unit.need_daemon_reload) {
+    if changed || folders || loaded.values().any(|unit| unit.need_daemon_reload) {
         did(
             units.daemon_reload().await,
             "have systemd read its units again",
@@ -171,6 +187,9 @@ pub async fn install(
             format!("restart {AGENT}"),
         )?;
         done.push(format!("asked for a restart of {AGENT}"));
+    } else if folders && loaded[HOST].active_state == "active" {
+        did(units.enqueue_restart(HOST).await, format!("restart {HOST}"))?;
+        done.push(format!("asked for a restart of {HOST}"));
     }
     let stopped = (sockets && runs) || without_socket;
     let idle = names(&loaded, |unit| stopped || unit.active_state != "active");
@@ -220,9 +239,11 @@ pub async fn uninstall(
     for name in [AGENT, SOCKET, HOST] {
         removed |= put(&root.join(UNITS[0]).join(name), None, &mut done)?;
     }
-    removed |= put(&root.join(SOCKET_DROP_IN), None, &mut done)?;
-    // Only if nobody else has a drop-in there.
-    let _ = fs::remove_dir(root.join(SOCKET_DROP_IN).with_file_name(""));
+    for drop_in in [SOCKET_DROP_IN, HOST_DROP_IN].map(|file| root.join(file)) {
+        removed |= put(&drop_in, None, &mut done)?;
+        // Only if nobody else has a drop-in there.
+        let _ = fs::remove_dir(drop_in.with_file_name(""));
+    }
     let users = root.join(SYSUSERS[0]);
     if put(&users.join(SYSUSERS_FILE), None, &mut done)? {
         // Not every distribution has it: where nobody else uses it, it was made for this.
@@ -340,6 +361,24 @@ fn drop_in(settings: &Settings) -> Option<String> {
     })
 }
 
+/// What lets the host's part write where the engines' files are, if that is not in `/etc`.
+fn write_drop_in(folders: &BTreeSet<PathBuf>) -> Option<String> {
+    // A folder that goes must not keep the service from starting: `-`. Quotes for blanks, and a
+    // specifier begins with %: systemd.exec(5), systemd.unit(5).
+    let line = |folder: &PathBuf| {
+        let folder = folder.display().to_string().replace('%', "%%");
+        format!("ReadWritePaths=\"-{folder}\"\n")
+    };
+    let lines: String = folders.iter().map(line).collect();
+    (!lines.is_empty()).then(|| {
+        format!(
+            "# By `registry-agent install`: the engines' files are there, which the unit's own\n\
+             # ReadWritePaths= does not have.\n\
+             [Service]\n{lines}"
+        )
+    })
+}
+
 /// Writes the files that are not what they should be, in the administrator's folder, and removes
 /// those there that only hide the same file of a package. Whether anything changed.
 fn write_all<const N: usize>(
@@ -358,8 +397,15 @@ fn write_all<const N: usize>(
 }
 
 fn read(file: &Path) -> Result<Option<Vec<u8>>, InstallError> {
-    match fs::read(file) {
-        Ok(bytes) => Ok(Some(bytes)),
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(length) if length as u64 > LIMIT => Err(InstallError::File {
+            what: "read",
+            file: file.to_owned(),
+            source: io::Error::other(format!("it is larger than {LIMIT} bytes")),
+        }),
+        Ok(_) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(InstallError::File {
             what: "read",
