@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use super::facts::UnitFacts;
 use crate::config::{AdminAddress, Settings};
@@ -25,8 +26,9 @@ pub const STATE_DIRECTORY: &str = "/var/lib/registry-agent";
 
 /// Where packages install the binary, as the units have it.
 const PACKAGED: &str = "/usr/bin/registry-agent";
-/// What systemd and systemd-sysusers read: the administrator's folder, and the package's.
-const UNITS: [&str; 2] = ["etc/systemd/system", "usr/lib/systemd/system"];
+/// What systemd reads, relative to the root: the administrator's folder, and the package's.
+pub const UNITS: [&str; 2] = ["etc/systemd/system", "usr/lib/systemd/system"];
+/// What systemd-sysusers reads, likewise.
 const SYSUSERS: [&str; 2] = ["etc/sysusers.d", "usr/lib/sysusers.d"];
 const SYSUSERS_FILE: &str = "registry-agent.conf";
 const SOCKET_DROP_IN: &str = "etc/systemd/system/registry-agent.socket.d/10-listen.conf";
@@ -96,6 +98,9 @@ pub enum InstallError {
         /// What came back.
         problem: String,
     },
+    /// What the agent is configured with can't be known.
+    #[error("the units are written, and not started: {0}")]
+    Configuration(String),
     /// The engines are still wired.
     #[error("the engines could not be unwired, so nothing was removed: {0}")]
     Unwire(String),
@@ -104,16 +109,25 @@ pub enum InstallError {
 /// What was done, in sentences for people; nothing where all was as it should be.
 pub type Done = Vec<String>;
 
+/// What the units have to be, beyond what they are in every host.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// The agent's configuration.
+    pub settings: Arc<Settings>,
+    /// The folders outside of `/etc` that the engines' files are in, to which the host's part is let
+    /// write; where they are not known, it may do what it might before.
+    pub folders: Option<BTreeSet<PathBuf>>,
+}
+
 /// Writes, enables and starts the units of the binary at `binary` (an absolute path without links),
 /// as far as that is not done yet. `root` is `/`, or a folder that stands for it.
 ///
-/// `folders` are those outside of `/etc` that the engines' files are in, to which the host's part is
-/// let write; where they are not known, it may do what it might before.
+/// `told` is asked when the agent's unit is loaded, since a drop-in that was there before it may name
+/// another configuration.
 pub async fn install(
     root: &Path,
     binary: &Path,
-    settings: &Settings,
-    folders: Option<&BTreeSet<PathBuf>>,
+    told: impl Future<Output = Result<Told, String>>,
     units: &impl Units,
 ) -> Result<Done, InstallError> {
     check_binary(root, binary)?;
@@ -133,14 +147,22 @@ pub async fn install(
         (HOST, HOST_UNIT),
     ];
     let texts = texts.map(|(name, text)| (name, for_binary(text, binary)));
-    let mut changed = write_all(root, &UNITS, texts, &mut done)?;
+    let changed = write_all(root, &UNITS, texts, &mut done)?;
+    let mut loaded = BTreeMap::new();
+    for name in [SOCKET, AGENT, HOST] {
+        let unit = did(units.unit(name).await, format!("look at {name}"))?;
+        loaded.insert(name, unit);
+    }
+    if changed || loaded.values().any(|unit| unit.need_daemon_reload) {
+        read_again(units, &mut done).await?;
+    }
+    let told = told.await.map_err(InstallError::Configuration)?;
     let sockets = put(
         &root.join(SOCKET_DROP_IN),
-        drop_in(settings).as_deref(),
+        drop_in(&told.settings).as_deref(),
         &mut done,
     )?;
-    changed |= sockets;
-    let folders = match folders {
+    let folders = match &told.folders {
         Some(folders) => put(
             &root.join(HOST_DROP_IN),
             write_drop_in(folders).as_deref(),
@@ -148,18 +170,8 @@ pub async fn install(
         )?,
         None => false,
     };
-
-    let mut loaded = BTreeMap::new();
-    for name in [SOCKET, AGENT, HOST] {
-        let unit = did(units.unit(name).await, format!("look at {name}"))?;
-        loaded.insert(name, unit);
-    }
-    if changed || folders || loaded.values().any(|unit| unit.need_daemon_reload) {
-        did(
-            units.daemon_reload().await,
-            "have systemd read its units again",
-        )?;
-        done.push("systemd has read its units again".to_owned());
+    if sockets || folders {
+        read_again(units, &mut done).await?;
     }
     let disabled: Vec<&str> = names(&loaded, |unit| unit.unit_file_state != "enabled");
     if !disabled.is_empty() {
@@ -259,6 +271,15 @@ pub async fn uninstall(
         )?;
     }
     Ok(done)
+}
+
+async fn read_again(units: &impl Units, done: &mut Done) -> Result<(), InstallError> {
+    did(
+        units.daemon_reload().await,
+        "have systemd read its units again",
+    )?;
+    done.push("systemd has read its units again".to_owned());
+    Ok(())
 }
 
 fn did<T>(result: Result<T, String>, what: impl Into<String>) -> Result<T, InstallError> {

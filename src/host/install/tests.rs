@@ -115,6 +115,21 @@ fn settings(text: &str) -> Settings {
     config::load(&sources).unwrap().settings
 }
 
+/// [`super::install`] with what is told at once.
+async fn install(
+    root: &Path,
+    binary: &Path,
+    settings: &Settings,
+    folders: Option<&BTreeSet<PathBuf>>,
+    units: &Manager,
+) -> Result<Done, InstallError> {
+    let told = Told {
+        settings: Arc::new(settings.clone()),
+        folders: folders.cloned(),
+    };
+    super::install(root, binary, async { Ok(told) }, units).await
+}
+
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.unwrap().block_on(future)
@@ -307,7 +322,7 @@ fn the_hosts_part_may_write_where_the_engines_files_are() {
     // A file that somebody has filled is not read to its end.
     let unit = root.path().join(UNITS[0]).join(AGENT);
     replace(&unit, &"#".repeat(usize::try_from(LIMIT).unwrap() + 1)).unwrap();
-    let refused = super::install(root.path(), BINARY.as_ref(), &settings, None, &manager);
+    let refused = super::tests::install(root.path(), BINARY.as_ref(), &settings, None, &manager);
     let said = run(refused).unwrap_err().to_string();
     let unit = unit.display().to_string();
     assert!(
@@ -447,6 +462,19 @@ fn engines_that_stay_wired_keep_the_agent_that_they_need() {
     assert!(said.contains("docker does not answer"), "{said}");
     assert_eq!(files(root.path()), before);
     assert_eq!(run(manager.unit(AGENT)).unwrap().active_state, "active");
+}
+
+#[test]
+fn what_the_agent_is_told_is_asked_when_its_unit_is_loaded() {
+    let (root, manager) = host();
+    let told = async {
+        assert_eq!(manager.calls(), ["users", "reload"]);
+        Err("EnvironmentFile= /etc/default/x is not there".to_owned())
+    };
+    let refused = super::install(root.path(), BINARY.as_ref(), told, &manager);
+    let said = run(refused).unwrap_err().to_string();
+    assert!(said.contains("/etc/default/x is not there"), "{said}");
+    assert_eq!(manager.calls(), [""; 0], "nothing is started");
 }
 
 #[test]
