@@ -569,7 +569,7 @@ impl<'a, H: Host> Watch<'a, H> {
             parts.push(format!("{resting} does not run"));
         }
         if !refused.is_empty() {
-            parts.push(format!("{refused} refused: see `registry-agent plan`"));
+            parts.push(format!("{refused} refused: see `registry-agent status`"));
         }
         parts.join("; ")
     }

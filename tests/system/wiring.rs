@@ -335,7 +335,7 @@ fn a_mirror_among_dockers_flags_is_changed_only_where_a_restart_is_allowed() {
         refusal.contains("host.docker.restart: if-needed"),
         "{refusal}"
     );
-    let summary = "docker refused: see `registry-agent plan`";
+    let summary = "docker refused: see `registry-agent status`";
     assert_eq!(state["summary"], summary, "{state:#}");
     assert_eq!(host.read(OPTIONS), before);
     assert_mirrors(&host, &["http://old/"]);
