@@ -90,9 +90,9 @@ fn a_plan_has_colours_on_a_terminal_and_nowhere_else() {
 
     // no-color.org: an empty one says nothing.
     for (value, coloured) in [("1", false), ("", true)] {
-        let mut plan = plan();
-        plan.env("NO_COLOR", value);
-        let shown = on_a_terminal(plan);
+        let mut with_variable = plan();
+        with_variable.env("NO_COLOR", value);
+        let shown = on_a_terminal(with_variable);
         assert_eq!(shown.contains('\u{1b}'), coloured, "NO_COLOR={value:?}");
     }
 }

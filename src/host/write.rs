@@ -269,8 +269,8 @@ impl Drop for Staged {
     }
 }
 
-/// Whether a file may go without the label that it should have, after this refusal. Without SELinux
-/// the kernel lets only `CAP_SYS_ADMIN` set one, nobody looks at it, and a host that turns SELinux on
+/// Whether a file may go without the label that it should have, after this refusal. Without `SELinux`
+/// the kernel lets only `CAP_SYS_ADMIN` set one, nobody looks at it, and a host that turns `SELinux` on
 /// again labels every file anew; with it, also while it only warns, a wrong label is an error.
 fn may_lack_label(refusal: rustix::io::Errno, root: &Path) -> bool {
     use rustix::io::Errno;

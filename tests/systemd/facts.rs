@@ -524,18 +524,16 @@ async fn the_agents_configuration_is_the_one_that_its_unit_gives_it() {
 #[tokio::test]
 async fn an_environment_file_of_the_agent_that_can_not_be_followed_is_named() {
     let host = Scratch::new();
-    host.put("/etc/default/latin1", "A=1\n", 0o644);
-    fs::write(host.root().join("etc/default/latin1"), b"A=caf\xe9\n").unwrap();
+    fs::create_dir_all(host.root().join("etc/default/folder")).unwrap();
     for (file, optional, why) in [
         ("/etc/default/missing", false, "is not there"),
-        ("/etc/default/latin1", true, "it is not UTF-8"),
+        ("/etc/default/folder", true, "it is a folder, not a file"),
         ("/etc/default/agent*", true, "name each file by itself"),
     ] {
         let mut unit = edited_agent(0, &["run"]);
         unit.environment_files = vec![(file.into(), optional)];
-        let said = match sources(unit, &host, unnamed()).await {
-            Ok(_) => panic!("{file} could be followed"),
-            Err(said) => said,
+        let Err(said) = sources(unit, &host, unnamed()).await else {
+            panic!("{file} could be followed")
         };
         for words in ["registry-agent.service", file, why] {
             assert!(said.contains(words), "no `{words}`: {said}");
