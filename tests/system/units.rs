@@ -21,6 +21,8 @@ const STAND_IN_UNIT: &str = "\
 ExecStart=
 ExecStart=/usr/local/bin/stand-in
 NotifyAccess=all
+# Or the curl that its trap starts may be among those that are told to stop.
+KillMode=mixed
 ";
 
 /// A host with all units, whose host's part is a stand-in by a drop-in.
