@@ -104,6 +104,8 @@ pub struct State {
     pub drift: Option<String>,
     /// What was refused, and what to do about it.
     pub refusals: Vec<String>,
+    /// What is worth knowing of a docker, and what can be done about it: that it is masked, for one.
+    pub notes: Vec<String>,
     /// What a person is to do; none where all is well.
     pub next_step: Option<String>,
 }
@@ -424,6 +426,10 @@ impl<'a, H: Host> Watch<'a, H> {
         self.state.refusals = refusals
             .map(|refusal| format!("{}: {}. {}", refusal.subject, refusal.why, refusal.remedy))
             .collect();
+        // A containerd beside docker, which is left alone on most hosts, is the plan's to tell of.
+        let dockers = plan.notes.iter().filter(|note| note.starts_with("docker"));
+        let lines = dockers.filter_map(|note| note.lines().next());
+        self.state.notes = lines.map(str::to_owned).collect();
         self.refused = refused_units(&plan);
         self.look_at_engines(&plan).await;
         // What is looked at next: as it is now, so that a change is seen once.
@@ -563,7 +569,7 @@ impl<'a, H: Host> Watch<'a, H> {
             parts.push(format!("{resting} does not run"));
         }
         if !refused.is_empty() {
-            parts.push(format!("{refused} refused: see `registry-agent plan`"));
+            parts.push(format!("{refused} refused: see `registry-agent status`"));
         }
         parts.join("; ")
     }
