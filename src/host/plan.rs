@@ -230,7 +230,8 @@ pub enum Verb {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
-    /// docker's `GET /info` lists exactly these mirrors, in this order, slashes at the end aside.
+    /// docker's `GET /info` lists exactly these mirrors, in this order, as docker makes them of a
+    /// configuration ([`crate::host::verify::equal`]).
     DockerMirrors {
         /// The unit whose daemon is asked.
         unit: String,

@@ -10,6 +10,7 @@ use super::super::dockerd::{self, Arguments, Origin, has, values};
 use super::super::{Check, FileChange, Plan, PlanError, Proof, Verb, Wanted, hosts_toml};
 use super::{CERTIFICATES, by_hosts_toml};
 use crate::host::facts::{DockerFacts, FileFacts, UnitFacts};
+use crate::host::verify;
 
 const MIRROR_FLAG: &str = "--registry-mirror";
 const INSECURE_FLAG: &str = "--insecure-registry";
@@ -203,7 +204,7 @@ impl Daemon<'_> {
         self.say_unused_mirrors(mirrors.as_deref().unwrap_or_default(), plan);
         let info = self.docker.info.as_ref();
         let differs = match (&mirrors, info) {
-            (Some(mirrors), Some(info)) => !same_list(mirrors, &info.mirrors),
+            (Some(mirrors), Some(info)) => !verify::equal(mirrors, &info.mirrors),
             _ => false,
         };
         if !active(&self.docker.unit) {
@@ -436,16 +437,6 @@ fn key_of(flag: &str) -> &'static str {
         INSECURE_FLAG => INSECURE,
         _ => EXPERIMENTAL,
     }
-}
-
-/// docker adds a slash to each mirror that it is told.
-fn same_list(one: &[String], other: &[String]) -> bool {
-    let bare = |list: &[String]| -> Vec<String> {
-        list.iter()
-            .map(|it| it.trim_end_matches('/').to_owned())
-            .collect()
-    };
-    bare(one) == bare(other)
 }
 
 fn active(unit: &UnitFacts) -> bool {
