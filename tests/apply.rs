@@ -294,7 +294,6 @@ fn wired() -> String {
 fn purpose() -> Purpose {
     Purpose {
         mirror: Some(MIRROR.to_owned()),
-        forgets: false,
     }
 }
 
@@ -320,21 +319,10 @@ fn with<T>(host: &Host, work: impl AsyncFnOnce(&Apply<'_, Host>) -> T) -> T {
     runtime.block_on(work(&apply))
 }
 
-/// The way back, as `rollback` plans it; nothing is left to withdraw.
+/// The way back, as `rollback` plans it.
 fn way_back(host: &Host) -> Plan {
-    let originals = journal(host).originals().unwrap();
-    let now = originals.files.keys().map(|path| {
-        let now = write::read(&write::under(&host.root(), path)).unwrap();
-        (path.clone(), now)
-    });
-    rollback::plan(&originals, &now.collect(), &Plan::default(), false)
-}
-
-fn forgetting() -> Purpose {
-    Purpose {
-        mirror: None,
-        forgets: true,
-    }
+    let plan = with(host, async |apply| rollback::plan(apply, false).await);
+    plan.unwrap().unwrap()
 }
 
 #[test]
@@ -356,7 +344,10 @@ fn a_plan_is_written_told_and_proved_and_taken_back_to_the_byte() {
         assert!(journal(&host).previous_mirrors().unwrap().contains(MIRROR));
 
         let back = way_back(&host);
-        with(&host, async |apply| apply.apply(&back, forgetting()).await).unwrap();
+        with(&host, async |apply| {
+            apply.apply(&back, Purpose::default()).await
+        })
+        .unwrap();
         assert_eq!(host.state(), before, "{original:?}");
         assert_eq!(journal(&host).originals().unwrap(), Originals::default());
         assert_eq!(host.docker().main_pid, 100, "docker was restarted");
@@ -567,15 +558,18 @@ fn what_somebody_else_has_edited_is_left_to_them() {
     write::put(&host.at(DAEMON_JSON), &text(&edited, 0o640)).unwrap();
     let back = way_back(&host);
     assert!(
-        back.notes[0].contains("only the mirror is taken out of it"),
+        back.notes[0].contains("only what is registry-agent's is taken out"),
         "{back:?}"
     );
-    let paths: Vec<&Path> = back
-        .files
-        .iter()
-        .map(|change| change.path.as_path())
-        .collect();
-    assert_eq!(paths, [Path::new(HOSTS_TOML)]);
+    with(&host, async |apply| {
+        apply.apply(&back, Purpose::default()).await
+    })
+    .unwrap();
+    let left = fs::read_to_string(host.at(DAEMON_JSON)).unwrap();
+    assert_eq!(left, r#"{"debug": false, "registry-mirrors": []}"#);
+    assert_eq!(host.docker().mirrors, [] as [String; 0]);
+    assert!(!host.at(HOSTS_TOML).exists());
+    assert_eq!(journal(&host).originals().unwrap(), Originals::default());
 }
 
 /// What a crash test's child does: it is this test binary again.
@@ -602,7 +596,7 @@ fn child() {
         _ => way_back(&host),
     };
     let purpose = if run == "back" {
-        forgetting()
+        Purpose::default()
     } else {
         purpose()
     };

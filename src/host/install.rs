@@ -93,7 +93,7 @@ pub enum InstallError {
         problem: String,
     },
     /// The engines are still wired.
-    #[error("the engines could not be unwired, so nothing was removed: {0}")]
+    #[error("not all engines could be unwired, so no unit was removed: {0}")]
     Unwire(String),
 }
 

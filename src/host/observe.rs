@@ -1,7 +1,6 @@
 //! Reading a host's facts: units from systemd, arguments from the processes, the rest from the
 //! daemons and their files. Nothing is changed, nothing is guessed from the distribution's name.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -61,8 +60,8 @@ pub async fn facts(
     };
     let mut facts = Facts {
         engines,
-        files: BTreeMap::new(),
         previous,
+        ..Facts::default()
     };
     // A file may name others.
     loop {

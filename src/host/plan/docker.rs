@@ -51,8 +51,9 @@ pub(super) fn paths(context: &Context<'_>, paths: &mut BTreeSet<PathBuf>) {
 pub(super) fn plan(context: &Context<'_>) -> Result<Plan, PlanError> {
     let mut plan = Plan::default();
     for docker in &context.facts.engines.docker {
-        plan.extend(daemon(context, docker)?);
+        plan.attempt(daemon(context, docker));
     }
+    // One that is wired while the other can't be is for the whole plan to refuse.
     Ok(plan)
 }
 

@@ -121,6 +121,7 @@ impl Daemon<'_> {
         let wanted = self.edited(&now);
         if self.context.wanted == Wanted::Withdrawn {
             if wanted != now {
+                plan.keep_mirror.push(unit.to_owned());
                 plan.note(format!(
                     "{unit} has the mirror by a flag, which only a restart could take away: it \
                      stays, and docker goes on to the registry itself where the mirror fails"
@@ -219,6 +220,7 @@ impl Daemon<'_> {
         let restart = stale_flags || edited.restart || !self.docker.unit.can_reload;
         let unit = self.unit();
         if self.context.wanted == Wanted::Withdrawn && restart {
+            plan.keep_mirror.push(unit.to_owned());
             plan.note(format!(
                 "{unit} could only be told by a restart that the mirror is withdrawn, which is \
                  worse than the mirror: docker goes on to the registry itself where it fails"
