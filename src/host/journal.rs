@@ -277,6 +277,7 @@ impl Originals {
     }
 
     /// What is known once this change is proved.
+    #[must_use]
     pub fn after(mut self, transaction: &Transaction) -> Self {
         self.add(transaction);
         self.files

@@ -98,7 +98,7 @@ pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Pl
             "docker",
             settings.docker.manage,
             !engines.docker.is_empty(),
-            &|| docker::plan(&context),
+            &|| Ok(docker::plan(&context)),
         ),
         (
             "containerd",

@@ -133,7 +133,7 @@ fn taken_back(host: Host<'_>, which: impl Fn(&Path, &Original) -> bool, since: &
             let why = format!("it was like this before {since}");
             (original.before.clone(), why)
         } else {
-            match ours.taken_out(kind, now, told(host, original)) {
+            match ours.taken_out(kind, now, &told(host, original)) {
                 Ok(after) => {
                     plan.note(format!(
                         "{} was changed by somebody else: only what is registry-agent's is taken \
@@ -334,7 +334,7 @@ impl Ours<'_> {
         &self,
         kind: Option<Kind>,
         now: &FileFacts,
-        told: Vec<&str>,
+        told: &[&str],
     ) -> Result<FileFacts, Unsafe> {
         let content = match now {
             FileFacts::Absent => return Ok(FileFacts::Absent),
@@ -347,14 +347,14 @@ impl Ours<'_> {
             FileFacts::Text { content, .. } => content,
         };
         let taken = match kind {
-            Some(Kind::DaemonJson) => docker::daemon_json(self, content, &told),
+            Some(Kind::DaemonJson) => docker::daemon_json(self, content, told),
             Some(Kind::DockerFlags) => docker::without_flags(self, content),
             Some(Kind::HostsToml) => toml::hosts(self, content),
             Some(Kind::ContainerdConfig) => toml::containerd(self, content),
             Some(Kind::PodmanDropIn) => toml::podman(self, content),
             Some(Kind::BuildkitToml) => toml::buildkit(self, content),
             Some(Kind::Certificate) => Ok(text::certificate(self, content)),
-            Some(Kind::HostsFile) => Ok(text::hosts(content)),
+            Some(Kind::HostsFile) => Ok(Some(text::hosts(content))),
             None => Err("it is not what it was when it was made".to_owned()),
         };
         match taken {

@@ -263,7 +263,7 @@ mod tests {
             let correct = Decision::Correct(Wanted::Wired);
             decider.done(Duration::from_secs(second), &correct, true);
         }
-        let mut decided = Vec::new();
+        let mut seen = Vec::new();
         for second in 30..400 {
             let probe = if (100..200).contains(&second) {
                 Probe::Fails("refused".to_owned())
@@ -277,25 +277,25 @@ mod tests {
             if matches!(decision, Decision::Tell(_) | Decision::Correct(_)) {
                 decider.done(now, &decision, true);
             }
-            if decided.last() != Some(&decision) {
-                decided.push(decision);
+            if seen.last() != Some(&decision) {
+                seen.push(decision);
             }
         }
-        (decided, decider)
+        (seen, decider)
     }
 
     #[test]
     fn what_is_left_to_others_is_not_written_over_when_the_mirror_comes_back() {
         for (policy, fights) in [(Drift::Report, 0), (Drift::Correct, 3)] {
-            let (decided, mut decider) = away_and_back(policy, fights);
+            let (seen, mut decider) = away_and_back(policy, fights);
             let [
                 Decision::LeaveDrift(why),
                 Decision::Tell(Wanted::Withdrawn),
                 Decision::Leave,
                 Decision::LeaveDrift(still),
-            ] = decided.as_slice()
+            ] = seen.as_slice()
             else {
-                panic!("{decided:?}");
+                panic!("{seen:?}");
             };
             assert_eq!(why, still);
             // Somebody who says so has it written all the same.

@@ -39,7 +39,7 @@ fn unmarked(text: &str) -> String {
     rest.trim_start_matches('\n').to_owned()
 }
 
-fn table<'a>(item: Option<&'a Item>) -> Option<&'a dyn TableLike> {
+fn table(item: Option<&Item>) -> Option<&dyn TableLike> {
     item?.as_table_like()
 }
 
