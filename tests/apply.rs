@@ -109,9 +109,14 @@ impl Host {
             return Ok(None);
         };
         let mirrors: Vec<String> = serde_json::from_value(mirrors.clone()).unwrap();
-        Ok(Some(
-            mirrors.iter().map(|mirror| format!("{mirror}/")).collect(),
-        ))
+        let mut once: Vec<String> = Vec::new();
+        for mirror in mirrors {
+            let mirror = format!("{}/", mirror.trim_end_matches('/'));
+            if !once.contains(&mirror) {
+                once.push(mirror);
+            }
+        }
+        Ok(Some(once))
     }
 
     /// Everything below the root, and what the daemon has.
@@ -570,6 +575,31 @@ fn what_somebody_else_has_edited_is_left_to_them() {
     assert_eq!(host.docker().mirrors, [] as [String; 0]);
     assert!(!host.at(HOSTS_TOML).exists());
     assert_eq!(journal(&host).originals().unwrap(), Originals::default());
+}
+
+#[test]
+fn a_docker_that_had_not_read_its_own_file_has_it_when_all_is_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = r#"{"registry-mirrors": ["http://own", "http://own/"]}"#;
+    let host = host(folder.path(), Some(own));
+    host.change(|docker| docker.mirrors = vec!["http://memory/".to_owned()]);
+    let before = host.state().0;
+    let refused = plan(&host, r#"{"unknown": 1}"#, &[MIRROR]);
+    let error = with(&host, async |apply| apply.apply(&refused, purpose()).await);
+    let said = error.unwrap_err().to_string();
+    assert!(said.contains("All of it was taken back"), "{said}");
+
+    // ... and when it was wired, and is no more.
+    let wire = plan(&host, &wired(), &[MIRROR]);
+    with(&host, async |apply| apply.apply(&wire, purpose()).await).unwrap();
+    let back = way_back(&host);
+    with(&host, async |apply| {
+        apply.apply(&back, Purpose::default()).await
+    })
+    .unwrap();
+    let (files, mirrors, _) = host.state();
+    assert_eq!(files, before);
+    assert_eq!(mirrors, ["http://own/"]);
 }
 
 /// What a crash test's child does: it is this test binary again.

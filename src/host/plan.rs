@@ -28,7 +28,7 @@ mod take_back;
 mod words;
 
 pub use print::Printed;
-pub use take_back::{Host as TakenFrom, dockers, take_back};
+pub use take_back::{Host as TakenFrom, dockers, mirrors_in, take_back};
 
 /// What the engines are to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -343,6 +343,7 @@ impl<'a, H: Host> Watch<'a, H> {
     async fn change(&mut self, wanted: Wanted) -> Result<(), String> {
         let plan = self.host.plan(wanted).await?;
         let purpose = self.purpose(wanted);
+        self.state.keep_mirror = kept_units(&plan);
         let report = match wanted {
             Wanted::Wired => self.apply.apply(&plan, purpose).await,
             // One that can't be told keeps no other from going without a mirror that is dead.
@@ -376,7 +377,12 @@ impl<'a, H: Host> Watch<'a, H> {
                     _ => None,
                 };
             }
-            Err(why) => self.failed(&why),
+            Err(why) => {
+                if self.decider.told().is_none() {
+                    self.state.mirror = None;
+                }
+                self.failed(&why);
+            }
         }
     }
 
@@ -445,10 +451,7 @@ impl<'a, H: Host> Watch<'a, H> {
             .map(|refusal| format!("{}: {}. {}", refusal.subject, refusal.why, refusal.remedy))
             .collect();
         self.refused = refused_units(&plan);
-        let kept = plan.keep_mirror.iter();
-        self.state.keep_mirror = kept
-            .map(|unit| unit.trim_end_matches(".service").to_owned())
-            .collect();
+        self.state.keep_mirror = kept_units(&plan);
         self.look_at_engines(&plan).await;
         // What is looked at next: as it is now, so that a change is seen once.
         let known = self
@@ -626,6 +629,13 @@ fn refused_units(plan: &Plan) -> Vec<String> {
         }
     }
     subjects
+}
+
+/// The engines that a mirror which is withdrawn can't be taken from.
+fn kept_units(plan: &Plan) -> Vec<String> {
+    let kept = plan.keep_mirror.iter();
+    kept.map(|unit| unit.trim_end_matches(".service").to_owned())
+        .collect()
 }
 
 fn seconds() -> u64 {

@@ -76,6 +76,11 @@ pub fn dockers(originals: &Originals) -> BTreeSet<String> {
         .collect()
 }
 
+/// The mirrors that a `daemon.json` names; nothing where it is none, or has no such key.
+pub fn mirrors_in(file: &FileFacts) -> Option<Vec<String>> {
+    daemon_json::read(text_of(file)).ok()?.mirrors
+}
+
 /// Takes back what was made for an engine (`docker`), which is not managed any more.
 pub(super) fn unmanaged(context: &Context<'_>, engine: &str) -> Plan {
     let facts = context.facts;
@@ -215,11 +220,10 @@ fn goal(
     ours: &Ours<'_>,
     host: Host<'_>,
 ) -> Option<Vec<String>> {
-    let content = text_of(after);
     match kind? {
-        Kind::DockerFlags => Some(docker::flags(content)),
+        Kind::DockerFlags => Some(docker::flags(text_of(after))),
         Kind::DaemonJson => {
-            let said = daemon_json::read(content).ok()?.mirrors;
+            let said = mirrors_in(after);
             // A reload leaves docker what it has where the key is not there, and Apply has it take
             // what it had before it was first told of the mirror. The mirror itself is not part of
             // that: it is about to go.

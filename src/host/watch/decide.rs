@@ -136,6 +136,12 @@ impl Decider {
         };
         match decision {
             Decision::Tell(wanted) if succeeded => self.told = Some(*wanted),
+            // What could be withdrawn is: some have it, some have not.
+            Decision::Tell(Wanted::Withdrawn) | Decision::Correct(Wanted::Withdrawn)
+                if !succeeded =>
+            {
+                self.told = None;
+            }
             Decision::Correct(_) => self.corrections.push(now),
             _ => {}
         }
@@ -304,6 +310,28 @@ mod tests {
             let decision = decider.decide(now, &Probe::Serves, WITHDRAW, false, policy);
             assert_eq!(decision, Decision::Tell(Wanted::Wired));
         }
+    }
+
+    #[test]
+    fn what_is_only_partly_withdrawn_is_nobody_elses_change() {
+        let mut decider = Decider::default();
+        decider.done(Duration::ZERO, &Decision::Tell(Wanted::Wired), true);
+        let fails = Probe::Fails("refused".to_owned());
+        let mut at = |second, probe: &Probe| {
+            let now = Duration::from_secs(second);
+            let drifted = decider.told() == Some(Wanted::Wired) && second > 70;
+            let decision = decider.decide(now, probe, WITHDRAW, drifted, Drift::Report);
+            if decision != Decision::Leave {
+                decider.done(now, &decision, decision == Decision::Tell(Wanted::Wired));
+            }
+            decision
+        };
+        assert_eq!(at(50, &fails), Decision::Leave);
+        assert_eq!(at(70, &fails), Decision::Tell(Wanted::Withdrawn));
+        assert_eq!(at(100, &fails), Decision::Leave);
+        // It is tried again, and the mirror's return is no drift.
+        assert_eq!(at(130, &fails), Decision::Tell(Wanted::Withdrawn));
+        assert_eq!(at(400, &Probe::Serves), Decision::Tell(Wanted::Wired));
     }
 
     #[test]
