@@ -582,7 +582,11 @@ fn a_docker_that_had_not_read_its_own_file_has_it_when_all_is_taken_back() {
     let folder = tempfile::tempdir().unwrap();
     let own = r#"{"registry-mirrors": ["http://own", "http://own/"]}"#;
     let host = host(folder.path(), Some(own));
-    host.change(|docker| docker.mirrors = vec!["http://memory/".to_owned()]);
+    host.change(|docker| {
+        docker.mirrors = vec!["http://memory/".to_owned()];
+        // Else it would have its old ones for the first question.
+        docker.slow = 0;
+    });
     let before = host.state().0;
     let refused = plan(&host, r#"{"unknown": 1}"#, &[MIRROR]);
     let error = with(&host, async |apply| apply.apply(&refused, purpose()).await);

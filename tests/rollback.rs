@@ -360,18 +360,21 @@ fn what_is_not_safe_is_said_and_not_forgotten() {
     assert_eq!((plan.refusals.len(), plan.forgotten.len()), (0, 2));
 }
 
-/// A host with a docker that reads its file at a reload, while it can.
+/// A host with a docker that reads its file at a reload, and a CRI-O.
 struct Host {
     root: PathBuf,
     mirrors: Mutex<Vec<String>>,
-    deaf: Mutex<bool>,
+    /// The unit whose jobs fail.
+    deaf: Mutex<&'static str>,
 }
 
 impl System for Host {
     async fn run(&self, action: &UnitAction, _: Duration) -> Result<(), SystemError> {
-        assert_eq!(action.unit, "docker.service");
-        if *self.deaf.lock().unwrap() {
+        if *self.deaf.lock().unwrap() == action.unit {
             return Err(SystemError("the job failed".to_owned()));
+        }
+        if action.unit != "docker.service" {
+            return Ok(());
         }
         let text = fs::read(write::under(&self.root, Path::new(DAEMON_JSON)));
         let json: serde_json::Value = text.map_or_else(
@@ -421,19 +424,24 @@ impl Host {
     }
 }
 
-/// docker and containerd, wired.
+/// docker, containerd and CRI-O, wired.
 async fn wired(apply: &Apply<'_, Host>) {
     let json = format!(r#"{{"registry-mirrors": ["{MIRROR}"]}}"#);
     let plan = Plan {
         files: vec![
             apply.system.change(DAEMON_JSON, &json, &["docker.service"]),
             apply.system.change(HOSTS_TOML, &hosts_toml(""), &[]),
+            apply
+                .system
+                .change(DROP_IN, &drop_in("", ""), &["crio.service"]),
         ],
-        actions: vec![UnitAction {
-            unit: "docker.service".to_owned(),
-            verb: Verb::Reload,
-            why: "a test".to_owned(),
-        }],
+        actions: ["crio.service", "docker.service"]
+            .map(|unit| UnitAction {
+                unit: unit.to_owned(),
+                verb: Verb::Reload,
+                why: "a test".to_owned(),
+            })
+            .into(),
         proofs: vec![Proof::DockerMirrors {
             unit: "docker.service".to_owned(),
             mirrors: vec![MIRROR.to_owned()],
@@ -470,20 +478,27 @@ async fn one_that_can_not_be_told_keeps_no_other_from_being_taken_back() {
         },
     };
     wired(&apply).await;
-    *host.deaf.lock().unwrap() = true;
-    let (_, done) = taken_back(&apply).await;
-    assert_eq!(done.failures.len(), 1, "{done:?}");
-    assert!(done.failures[0].contains("docker.service"), "{done:?}");
-    assert!(done.result().is_err());
-    assert_eq!(host.read(HOSTS_TOML), FileFacts::Absent);
-    assert!(content(&host.read(DAEMON_JSON)).unwrap().contains(MIRROR));
-    let known = journal.originals().unwrap();
-    let paths: Vec<&PathBuf> = known.files.keys().collect();
-    assert_eq!(paths, [Path::new(DAEMON_JSON)]);
-    assert!(!write::under(&host.root, Path::new("/etc/containerd")).exists());
+    // In the order of their names each comes before another once.
+    for (deaf, left) in [("crio.service", DROP_IN), ("docker.service", DAEMON_JSON)] {
+        *host.deaf.lock().unwrap() = deaf;
+        let made = host.read(left);
+        let (_, done) = taken_back(&apply).await;
+        assert_eq!(done.failures.len(), 1, "{done:?}");
+        assert!(done.failures[0].contains(deaf), "{done:?}");
+        assert!(done.result().is_err());
+        assert_eq!(host.read(left), made);
+        let known = journal.originals().unwrap();
+        let paths: Vec<&PathBuf> = known.files.keys().collect();
+        assert_eq!(paths, [Path::new(left)]);
+        for gone in [DROP_IN, DAEMON_JSON, HOSTS_TOML] {
+            assert!(gone == left || host.read(gone) == FileFacts::Absent);
+        }
+        assert!(!write::under(&host.root, Path::new("/etc/containerd")).exists());
+        *host.deaf.lock().unwrap() = "";
+        wired(&apply).await;
+    }
 
-    // When it can, it is; and what was made for it is gone.
-    *host.deaf.lock().unwrap() = false;
+    // When all can, all is; and what was made for it is gone.
     let (_, done) = taken_back(&apply).await;
     assert_eq!(done.failures, [] as [String; 0]);
     assert_eq!(host.read(DAEMON_JSON), FileFacts::Absent);
