@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{AdminAddress, Sources};
 use crate::host::live::{LiveError, ThisHost};
 use crate::host::plan::Wanted;
+use crate::host::watch::Host as _;
 use crate::log;
 use crate::oci::ImageName;
 use warm::{ClientIdentity, Platform, Platforms};
@@ -179,9 +180,9 @@ pub fn main() -> ExitCode {
         Verb::Apply(config) => on_this_host(config.sources(), async |host| {
             apply::apply(host, plan::show).await
         }),
-        Verb::Rollback(config) => on_this_host(config.sources(), async |host| {
+        Verb::Rollback(config) => on_this_host_anyway(config.sources(), async |host| {
             let restart = host.settings().host.docker.restart;
-            rollback::rollback(host, restart, plan::show).await
+            rollback::rollback(host.system(), restart, plan::show).await
         }),
         Verb::Host(config) => on_this_host(config.sources(), async |this| {
             if let AdminAddress::Tcp(address) = this.settings().admin {
@@ -199,7 +200,7 @@ pub fn main() -> ExitCode {
         Verb::Install => on_this_host(Sources::from_process(None, None), async |host| {
             install::install(host).await
         }),
-        Verb::Uninstall => on_this_host(Sources::from_process(None, None), async |host| {
+        Verb::Uninstall => on_this_host_anyway(Sources::from_process(None, None), async |host| {
             install::uninstall(host).await
         }),
         Verb::Generate {
@@ -210,20 +211,47 @@ pub fn main() -> ExitCode {
 
 /// Does something on this host, as it is configured there. Exit code 2: the configuration.
 fn on_this_host(sources: Sources, verb: impl AsyncFnOnce(&ThisHost) -> ExitCode) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("can't start: {error}"), 1),
-    };
-    runtime.block_on(async {
+    in_runtime(async {
         match ThisHost::connect(sources).await {
             Ok(host) => verb(&host).await,
             Err(error @ LiveError::Configuration(_)) => fail(&error, 2),
             Err(error) => fail(&error, 1),
         }
     })
+}
+
+/// Does something on this host that a broken configuration must not keep anybody from.
+fn on_this_host_anyway(
+    sources: Sources,
+    verb: impl AsyncFnOnce(&ThisHost) -> ExitCode,
+) -> ExitCode {
+    in_runtime(async {
+        let (host, broken) = match ThisHost::connect_anyway(sources).await {
+            Ok(connected) => connected,
+            Err(error) => return fail(&error, 1),
+        };
+        if let Some(why) = broken {
+            // What is done, and the exit code for it, is the verb's to say.
+            let _ = fail(
+                &format!(
+                    "the configuration can't be read, so the defaults count (no unit is \
+                     restarted):\n{why}"
+                ),
+                2,
+            );
+        }
+        verb(&host).await
+    })
+}
+
+fn in_runtime(work: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => fail(&format!("can't start: {error}"), 1),
+    }
 }
 
 /// Prints to standard output; a reader that went away (`| head`) is no error.

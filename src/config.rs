@@ -46,6 +46,26 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
+/// What is done where nothing is said: no file is read, and no variable. It is what is left where
+/// the configuration is broken, and something has to be done all the same.
+pub fn defaults() -> Result<Settings, Errors> {
+    let sources = Sources {
+        config: None,
+        distribution: None,
+        environment: Vec::new(),
+    };
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    let sources = sources.of_the_unit();
+    let settings = convert::settings(
+        &Merged::default(),
+        &sources,
+        true,
+        &mut warnings,
+        &mut errors,
+    );
+    settings.ok_or(Errors(errors))
+}
+
 /// Reads the configuration. It starts nothing and changes nothing.
 pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
     let schema = schema();

@@ -109,9 +109,14 @@ impl Host {
             return Ok(None);
         };
         let mirrors: Vec<String> = serde_json::from_value(mirrors.clone()).unwrap();
-        Ok(Some(
-            mirrors.iter().map(|mirror| format!("{mirror}/")).collect(),
-        ))
+        let mut once: Vec<String> = Vec::new();
+        for mirror in mirrors {
+            let mirror = format!("{}/", mirror.trim_end_matches('/'));
+            if !once.contains(&mirror) {
+                once.push(mirror);
+            }
+        }
+        Ok(Some(once))
     }
 
     /// Everything below the root, and what the daemon has.
@@ -294,7 +299,6 @@ fn wired() -> String {
 fn purpose() -> Purpose {
     Purpose {
         mirror: Some(MIRROR.to_owned()),
-        forgets: false,
     }
 }
 
@@ -320,21 +324,10 @@ fn with<T>(host: &Host, work: impl AsyncFnOnce(&Apply<'_, Host>) -> T) -> T {
     runtime.block_on(work(&apply))
 }
 
-/// The way back, as `rollback` plans it; nothing is left to withdraw.
+/// The way back, as `rollback` plans it.
 fn way_back(host: &Host) -> Plan {
-    let originals = journal(host).originals().unwrap();
-    let now = originals.files.keys().map(|path| {
-        let now = write::read(&write::under(&host.root(), path)).unwrap();
-        (path.clone(), now)
-    });
-    rollback::plan(&originals, &now.collect(), &Plan::default(), false)
-}
-
-fn forgetting() -> Purpose {
-    Purpose {
-        mirror: None,
-        forgets: true,
-    }
+    let plan = with(host, async |apply| rollback::plan(apply, false).await);
+    plan.unwrap().unwrap()
 }
 
 #[test]
@@ -356,7 +349,10 @@ fn a_plan_is_written_told_and_proved_and_taken_back_to_the_byte() {
         assert!(journal(&host).previous_mirrors().unwrap().contains(MIRROR));
 
         let back = way_back(&host);
-        with(&host, async |apply| apply.apply(&back, forgetting()).await).unwrap();
+        with(&host, async |apply| {
+            apply.apply(&back, Purpose::default()).await
+        })
+        .unwrap();
         assert_eq!(host.state(), before, "{original:?}");
         assert_eq!(journal(&host).originals().unwrap(), Originals::default());
         assert_eq!(host.docker().main_pid, 100, "docker was restarted");
@@ -567,15 +563,47 @@ fn what_somebody_else_has_edited_is_left_to_them() {
     write::put(&host.at(DAEMON_JSON), &text(&edited, 0o640)).unwrap();
     let back = way_back(&host);
     assert!(
-        back.notes[0].contains("only the mirror is taken out of it"),
+        back.notes[0].contains("only what is registry-agent's is taken out"),
         "{back:?}"
     );
-    let paths: Vec<&Path> = back
-        .files
-        .iter()
-        .map(|change| change.path.as_path())
-        .collect();
-    assert_eq!(paths, [Path::new(HOSTS_TOML)]);
+    with(&host, async |apply| {
+        apply.apply(&back, Purpose::default()).await
+    })
+    .unwrap();
+    let left = fs::read_to_string(host.at(DAEMON_JSON)).unwrap();
+    assert_eq!(left, r#"{"debug": false, "registry-mirrors": []}"#);
+    assert_eq!(host.docker().mirrors, [] as [String; 0]);
+    assert!(!host.at(HOSTS_TOML).exists());
+    assert_eq!(journal(&host).originals().unwrap(), Originals::default());
+}
+
+#[test]
+fn a_docker_that_had_not_read_its_own_file_has_it_when_all_is_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = r#"{"registry-mirrors": ["http://own", "http://own/"]}"#;
+    let host = host(folder.path(), Some(own));
+    host.change(|docker| {
+        docker.mirrors = vec!["http://memory/".to_owned()];
+        // Else it would have its old ones for the first question.
+        docker.slow = 0;
+    });
+    let before = host.state().0;
+    let refused = plan(&host, r#"{"unknown": 1}"#, &[MIRROR]);
+    let error = with(&host, async |apply| apply.apply(&refused, purpose()).await);
+    let said = error.unwrap_err().to_string();
+    assert!(said.contains("All of it was taken back"), "{said}");
+
+    // ... and when it was wired, and is no more.
+    let wire = plan(&host, &wired(), &[MIRROR]);
+    with(&host, async |apply| apply.apply(&wire, purpose()).await).unwrap();
+    let back = way_back(&host);
+    with(&host, async |apply| {
+        apply.apply(&back, Purpose::default()).await
+    })
+    .unwrap();
+    let (files, mirrors, _) = host.state();
+    assert_eq!(files, before);
+    assert_eq!(mirrors, ["http://own/"]);
 }
 
 /// What a crash test's child does: it is this test binary again.
@@ -602,7 +630,7 @@ fn child() {
         _ => way_back(&host),
     };
     let purpose = if run == "back" {
-        forgetting()
+        Purpose::default()
     } else {
         purpose()
     };

@@ -90,8 +90,11 @@ fn outcome(made: &Result<Plan, PlanErrors>) -> BTreeMap<PathBuf, String> {
     };
     let mut outcome = BTreeMap::from([(PathBuf::from("plan.txt"), printed.to_string())]);
     for change in &plan.files {
-        let FileFacts::Text { content, .. } = &change.after else {
-            panic!("{} would not be a file", change.path.display())
+        let content = match &change.after {
+            FileFacts::Text { content, .. } => content,
+            // The plan itself says that it goes.
+            FileFacts::Absent => continue,
+            FileFacts::Unreadable(_) => panic!("{} would not be a file", change.path.display()),
         };
         let path = Path::new("files").join(change.path.strip_prefix("/").unwrap());
         outcome.insert(path, content.clone());

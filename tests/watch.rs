@@ -13,7 +13,9 @@ use registry_agent::config::Drift;
 use registry_agent::host::apply::{Deadlines, System, SystemError};
 use registry_agent::host::facts::{FileFacts, UnitFacts};
 use registry_agent::host::journal::Journal;
-use registry_agent::host::plan::{Check, FileChange, Plan, Proof, UnitAction, Verb, Wanted};
+use registry_agent::host::plan::{
+    Check, FileChange, Plan, PlanError, Proof, UnitAction, Verb, Wanted,
+};
 use registry_agent::host::watch::{Host, Order, Probe, State, Terms, Watch, Word};
 use registry_agent::host::write;
 use tokio::sync::mpsc;
@@ -26,6 +28,8 @@ struct Fake {
     root: PathBuf,
     happened: Mutex<Vec<String>>,
     words: mpsc::UnboundedSender<String>,
+    /// An engine beside docker can't be told that the mirror is withdrawn, and another keeps it.
+    broken: bool,
 }
 
 impl Fake {
@@ -104,6 +108,13 @@ impl Host for Fake {
             }],
             ..Plan::default()
         };
+        if self.broken && wanted == Wanted::Withdrawn {
+            plan.keep_mirror.push("docker-latest.service".to_owned());
+            plan.errors.push(PlanError {
+                subject: "/etc/other".to_owned(),
+                message: "is broken".to_owned(),
+            });
+        }
         if !write::same(&before, &after) {
             plan.files.push(FileChange {
                 path: FILE.into(),
@@ -135,6 +146,40 @@ impl Host for Fake {
 }
 
 #[tokio::test]
+async fn one_engine_that_can_not_be_told_keeps_no_other_from_being_unwired() {
+    let folder = tempfile::tempdir().unwrap();
+    let (words, mut said) = mpsc::unbounded_channel();
+    let fake = Fake {
+        root: folder.path().join("root"),
+        happened: Mutex::default(),
+        words,
+        broken: true,
+    };
+    fs::create_dir_all(&fake.root).unwrap();
+    let journal = Journal::open(&folder.path().join("state")).unwrap();
+    let (orders, taken) = mpsc::channel(4);
+    let root = fake.root.clone();
+    let watch = Watch::new(&fake, &root, &journal, Deadlines::default());
+    let test = async {
+        while !said.recv().await.unwrap().contains("engines wired to") {}
+        orders.send(Order::Stop).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(watch.run(taken), test);
+    ended.unwrap();
+    assert_eq!(fake.mirrors(), [] as [String; 0]);
+    let path = write::under(&root, Path::new("/run/registry-agent-host/state.json"));
+    let state: State = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    // What is shown is what is true of each.
+    assert_eq!(state.mirror, None);
+    let kept = "docker-latest keeps the mirror, which only a restart takes away";
+    assert!(state.summary.contains(kept), "{}", state.summary);
+    let others = format!("other engines not wired: they pull without the mirror; {kept}");
+    assert!(state.line.contains(&others), "{}", state.line);
+    let failure = state.last_apply.unwrap().failure;
+    assert_eq!(failure.as_deref(), Some("/etc/other: is broken"));
+}
+
+#[tokio::test]
 async fn the_file_is_there_before_ready_jobs_come_after_it_and_the_end_unwires() {
     let folder = tempfile::tempdir().unwrap();
     let (words, mut said) = mpsc::unbounded_channel();
@@ -142,6 +187,7 @@ async fn the_file_is_there_before_ready_jobs_come_after_it_and_the_end_unwires()
         root: folder.path().join("root"),
         happened: Mutex::default(),
         words,
+        broken: false,
     };
     fs::create_dir_all(&fake.root).unwrap();
     let journal = Journal::open(&folder.path().join("state")).unwrap();

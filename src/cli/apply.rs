@@ -42,7 +42,6 @@ pub async fn apply<H: Host>(host: &H, show: impl FnOnce(&Plan) -> String) -> Exi
     print(&show(&plan));
     let purpose = Purpose {
         mirror: Some(mirror),
-        forgets: false,
     };
     match apply.apply(&plan, purpose).await {
         Ok(_) if plan.is_empty() => print("nothing to do\n"),

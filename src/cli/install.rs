@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::rollback::take_back;
 use super::{fail, print};
 use crate::config::Sources;
 use crate::host::install::{self, Done, Told};
 use crate::host::journal::Journal;
 use crate::host::live::{self, ThisHost};
+use crate::host::watch::Host as _;
 
 /// Installs the units of this binary. Exit code 0: they are as they should be and run; 1: not.
 pub(super) async fn install(host: &ThisHost) -> ExitCode {
@@ -53,15 +55,23 @@ pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
         return fail(&error, 1);
     }
     let restart = host.settings().host.docker.restart;
+    let mut left = Vec::new();
     let unwire = async {
         let journal = Journal::default_folder(Path::new("/"));
         // Without one, no engine was ever wired; to open it would make it.
         if !journal.exists() {
             return Ok(());
         }
-        let said =
-            super::rollback::take_back(host, restart, "uninstall", |_| String::new()).await?;
-        print(&said);
+        let back = take_back(host.system(), restart, "uninstall", |_| String::new()).await?;
+        print(&back.said);
+        // These may go another time; what only a person can put right keeps nothing here.
+        if !back.failures.is_empty() {
+            return Err(back.failures.join("\n"));
+        }
+        left = back.left;
+        if !left.is_empty() {
+            return Ok(());
+        }
         // What it kept is where it belongs again.
         fs::remove_dir_all(&journal)
             .map_err(|error| format!("can't remove {}: {error}", journal.display()))
@@ -69,7 +79,12 @@ pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
     let uninstalled = install::uninstall(Path::new("/"), host.manager(), unwire);
     // In a box: what unwiring holds is large.
     match Box::pin(uninstalled).await {
-        Ok(done) => said(&done, "nothing was installed\n"),
+        Ok(done) if left.is_empty() => said(&done, "nothing was installed\n"),
+        Ok(done) => {
+            said(&done, "nothing was installed\n");
+            let left = left.join("\n");
+            fail(&format!("what was not safe to take back stays:\n{left}"), 1)
+        }
         Err(error) => fail(&error, 1),
     }
 }

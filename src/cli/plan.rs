@@ -16,7 +16,7 @@ use crate::host::plan::{Plan, Printed, Wanted};
 const LIMIT: u64 = 32 * 1024 * 1024;
 
 /// Prints the plan and changes nothing. Exit code 0: there is nothing to do; 2: there is; 1: it
-/// can't be said.
+/// can't be said, or not of every engine.
 pub(super) fn plan(
     sources: &Sources,
     facts: Option<&Path>,
@@ -40,7 +40,11 @@ pub(super) fn plan(
     } else {
         print(&show(&made));
     }
-    ExitCode::from(if made.is_empty() { 0 } else { 2 })
+    ExitCode::from(match (made.errors.is_empty(), made.is_empty()) {
+        (false, _) => 1,
+        (true, true) => 0,
+        (true, false) => 2,
+    })
 }
 
 /// Prints what a plan for this host is made of. Exit code 0, or 1 where it can't be said.

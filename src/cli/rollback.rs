@@ -1,78 +1,81 @@
 //! `registry-agent rollback`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use super::apply::{open, recover};
 use super::{fail, print};
 use crate::config::Restart;
-use crate::host::apply::{Apply, Deadlines, Purpose};
-use crate::host::journal::Journal;
-use crate::host::plan::{Plan, Wanted};
-use crate::host::watch::Host;
-use crate::host::{rollback, write};
+use crate::host::apply::{Apply, Deadlines, Purpose, System};
+use crate::host::plan::Plan;
+use crate::host::rollback;
+
+/// What was taken back, and what was not.
+#[derive(Debug, Default)]
+pub(super) struct TakenBack {
+    /// What was done, for people.
+    pub said: String,
+    /// What could not be done now; what it is about is as it was.
+    pub failures: Vec<String>,
+    /// What is not safe to do, with what a person can do about it.
+    pub left: Vec<String>,
+}
 
 /// Takes this host back to what it was before its engines were first wired. Exit code 0: it is; 1:
-/// anything else.
-pub async fn rollback<H: Host>(
-    host: &H,
+/// anything else, and then what could be taken back is.
+pub async fn rollback<S: System>(
+    system: &S,
     restart: Restart,
     show: impl FnOnce(&Plan) -> String,
 ) -> ExitCode {
-    match take_back(host, restart, "rollback", show).await {
-        Ok(said) => print(&said),
-        Err(error) => fail(&error, 1),
+    let back = match take_back(system, restart, "rollback", show).await {
+        Ok(back) => back,
+        Err(error) => return fail(&error, 1),
+    };
+    print(&back.said);
+    let undone: Vec<String> = back.failures.into_iter().chain(back.left).collect();
+    if undone.is_empty() {
+        return ExitCode::SUCCESS;
     }
+    let undone = undone.join("\n");
+    fail(&format!("not all could be taken back:\n{undone}"), 1)
 }
 
 /// The same for another verb, with what there is to say of it.
-pub(super) async fn take_back<H: Host>(
-    host: &H,
+pub(super) async fn take_back<S: System>(
+    system: &S,
     restart: Restart,
     verb: &str,
     show: impl FnOnce(&Plan) -> String,
-) -> Result<String, String> {
+) -> Result<TakenBack, String> {
     let root = Path::new("/");
     let (journal, _lock) = open(root, verb)?;
     let apply = Apply {
         root,
         journal: &journal,
-        system: host.system(),
+        system,
         deadlines: Deadlines::default(),
     };
     recover(&apply).await.map_err(|error| error.to_string())?;
-    back(host, &apply, &journal, restart, show).await
-}
-
-async fn back<H: Host>(
-    host: &H,
-    apply: &Apply<'_, H::System>,
-    journal: &Journal,
-    restart: Restart,
-    show: impl FnOnce(&Plan) -> String,
-) -> Result<String, String> {
-    let originals = journal.originals().map_err(|e| e.to_string())?;
-    if originals.files.is_empty() {
-        return Ok("nothing to take back: no file of this host was ever changed\n".to_owned());
-    }
-    let mut now = BTreeMap::new();
-    for path in originals.files.keys() {
-        let facts = write::read(&write::under(apply.root, path)).map_err(|e| e.to_string())?;
-        now.insert(path.clone(), facts);
-    }
-    let withdrawn = host.plan(Wanted::Withdrawn).await?;
-    let plan = rollback::plan(&originals, &now, &withdrawn, restart == Restart::IfNeeded);
-    print(&show(&plan));
-    let purpose = Purpose {
-        mirror: None,
-        forgets: true,
+    let plan = rollback::plan(&apply, restart == Restart::IfNeeded).await;
+    let Some(plan) = plan.map_err(|error| error.to_string())? else {
+        let said = "nothing to take back: no file of this host was ever changed\n".to_owned();
+        return Ok(TakenBack {
+            said,
+            ..TakenBack::default()
+        });
     };
-    let report = apply.apply(&plan, purpose).await;
-    let report = report.map_err(|e| e.to_string())?;
-    let mut said = report.to_string();
+    print(&show(&plan));
+    let done = apply.apply_each(&plan, &Purpose::default()).await;
+    let mut said = done.report.to_string();
     for note in &plan.notes {
         said = format!("{said}note: {note}\n");
     }
-    Ok(said)
+    let refusals = plan.refusals.iter();
+    let left = refusals.map(|one| format!("{}: {}. To do: {}", one.subject, one.why, one.remedy));
+    Ok(TakenBack {
+        said,
+        failures: done.failures,
+        left: left.collect(),
+    })
 }

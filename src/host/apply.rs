@@ -15,9 +15,11 @@ use super::plan::{Check, FileChange, Plan, Proof, UnitAction, Verb};
 use super::verify;
 use super::write::{self, Staged, WriteError};
 use crate::failpoint::failpoint;
+pub use each::Partly;
 pub use undo::{Recovered, Undone};
 
 mod bridge;
+mod each;
 mod undo;
 
 /// What apply needs of the host besides its files.
@@ -73,8 +75,6 @@ impl Default for Deadlines {
 pub struct Purpose {
     /// The mirror that the engines are told of; none where it is taken back.
     pub mirror: Option<String>,
-    /// Whether it takes this host back to what it was before the first change, for good.
-    pub forgets: bool,
 }
 
 /// Where plans are applied. Whoever has one has the [`super::lock::Lock`].
@@ -158,7 +158,7 @@ impl<S: System> Apply<'_, S> {
         plan: &Plan,
         purpose: Purpose,
     ) -> Result<Option<Transaction>, ApplyError> {
-        if plan.is_empty() && !purpose.forgets {
+        if plan.is_empty() && plan.forgotten.is_empty() {
             return Ok(None);
         }
         if self.journal.transaction()?.is_some() {
@@ -181,7 +181,7 @@ impl<S: System> Apply<'_, S> {
             proofs: plan.proofs.clone(),
             units: std::collections::BTreeMap::new(),
             mirror: purpose.mirror,
-            forgets: purpose.forgets,
+            forgotten: plan.forgotten.clone(),
         };
         for FileChange {
             path,
@@ -233,8 +233,11 @@ impl<S: System> Apply<'_, S> {
 
     /// Ends what is proved. It can be done twice.
     pub(super) fn finish(&self, transaction: &Transaction) -> Result<(), ApplyError> {
-        if transaction.forgets {
-            for folder in self.journal.originals()?.folders.iter().rev() {
+        if !transaction.forgotten.is_empty() {
+            let before = self.journal.originals()?;
+            let kept = before.clone().after(transaction).folders;
+            let gone = before.folders.iter().filter(|one| !kept.contains(one));
+            for folder in gone.rev() {
                 write::remove_folder(&self.path(folder))?;
             }
         }

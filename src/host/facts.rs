@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::Originals;
+
 /// Everything that a plan is made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +27,10 @@ pub struct Facts {
     /// replace, since they are on a file system that is read-only to it; each with its real folder.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub read_only: BTreeMap<PathBuf, PathBuf>,
+    /// What was changed on this host so far, by the journal: what was made for an engine that is not
+    /// managed any more is taken back by it.
+    #[serde(default, skip_serializing_if = "Originals::is_empty")]
+    pub originals: Originals,
 }
 
 /// The container engines of a host, each absent where there is none.

@@ -102,7 +102,7 @@ pub enum InstallError {
     #[error("the units are written, and not started: {0}")]
     Configuration(String),
     /// The engines are still wired.
-    #[error("the engines could not be unwired, so nothing was removed: {0}")]
+    #[error("not all engines could be unwired, so no unit was removed: {0}")]
     Unwire(String),
 }
 

@@ -79,8 +79,9 @@ pub struct Transaction {
     pub units: BTreeMap<String, UnitBefore>,
     /// What it tells the engines to use; none where it takes that back.
     pub mirror: Option<String>,
-    /// Whether it takes this host back to what it was before the first change.
-    pub forgets: bool,
+    /// The files that it takes back for good.
+    #[serde(default)]
+    pub forgotten: BTreeSet<PathBuf>,
 }
 
 /// One file of a transaction.
@@ -210,14 +211,13 @@ impl Journal {
 
     /// Keeps what a proved change did. It can be done twice.
     pub fn keep(&self, transaction: &Transaction) -> Result<(), JournalError> {
-        if transaction.forgets {
+        let before = self.originals()?;
+        let after = before.clone().after(transaction);
+        if after.files.is_empty() && !transaction.forgotten.is_empty() {
             return Ok(write::remove(&self.folder.join(ORIGINAL))?);
         }
-        let before = self.originals()?;
-        let mut originals = before.clone();
-        originals.add(transaction);
-        if originals != before {
-            self.write(ORIGINAL, &originals)?;
+        if after != before {
+            self.write(ORIGINAL, &after)?;
         }
         Ok(())
     }
@@ -271,6 +271,25 @@ impl Journal {
 }
 
 impl Originals {
+    /// Whether nothing was ever changed, or all of it is taken back.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// What is known once this change is proved.
+    #[must_use]
+    pub fn after(mut self, transaction: &Transaction) -> Self {
+        self.add(transaction);
+        self.files
+            .retain(|path, _| !transaction.forgotten.contains(path));
+        let files = &self.files;
+        self.folders
+            .retain(|folder| files.keys().any(|path| path.starts_with(folder)));
+        let readers = |unit: &String| files.values().any(|file| file.verbs.contains_key(unit));
+        self.units.retain(|unit, _| readers(unit));
+        self
+    }
+
     fn add(&mut self, transaction: &Transaction) {
         let verbs: BTreeMap<String, Verb> = strongest(&transaction.actions);
         for change in &transaction.files {
@@ -293,6 +312,14 @@ impl Originals {
             for (unit, verb) in readers {
                 let kept = original.verbs.entry(unit.clone()).or_insert(*verb);
                 *kept = stronger(*kept, *verb);
+            }
+            // A daemon that was not told, since it did not run, has read it by then.
+            let asked = transaction.proofs.iter().filter_map(|proof| match proof {
+                Proof::DockerMirrors { unit, .. } => Some(unit),
+                Proof::Active { .. } => None,
+            });
+            for unit in asked.filter(|unit| change.units.contains(unit)) {
+                original.verbs.entry(unit.clone()).or_insert(Verb::Reload);
             }
         }
         for folder in &transaction.folders {
@@ -318,7 +345,8 @@ pub fn strongest(actions: &[UnitAction]) -> BTreeMap<String, Verb> {
     verbs
 }
 
-fn stronger(a: Verb, b: Verb) -> Verb {
+/// The job that does what both do.
+pub fn stronger(a: Verb, b: Verb) -> Verb {
     match (a, b) {
         (Verb::Reload, Verb::Reload) => Verb::Reload,
         _ => Verb::Restart,
@@ -355,7 +383,7 @@ mod tests {
             proofs: Vec::new(),
             units: BTreeMap::new(),
             mirror: Some(mirror.to_owned()),
-            forgets: false,
+            forgotten: BTreeSet::new(),
         }
     }
 
@@ -389,7 +417,7 @@ mod tests {
         assert_eq!(mirrors, BTreeSet::from(expected));
         journal
             .keep(&Transaction {
-                forgets: true,
+                forgotten: ["/etc/docker/daemon.json".into()].into(),
                 ..other
             })
             .unwrap();

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::agent_unit::{self, EnvironmentError};
 use super::facts::Facts;
 use super::install;
-use super::journal::Journal;
+use super::journal::{Journal, Originals};
 use super::plan::{self, Plan, Wanted};
 use super::system::Host as ThisSystem;
 use super::watch::{self, Probe, Terms, Word};
@@ -76,6 +76,24 @@ impl ThisHost {
         })
     }
 
+    /// The same for taking the engines back, which needs no more than the journal: where the
+    /// configuration can't be read, the defaults are in force, and why comes with it.
+    pub async fn connect_anyway(sources: Sources) -> Result<(Self, Option<LiveError>), LiveError> {
+        let why = match Self::connect(sources.clone()).await {
+            Ok(host) => return Ok((host, None)),
+            Err(error @ LiveError::Manager(_)) => return Err(error),
+            Err(error) => error,
+        };
+        let manager = Manager::system().await?;
+        let host = Self {
+            system: ThisSystem::new(manager.clone(), ROOT),
+            manager,
+            sources,
+            settings: RwLock::new(Arc::new(config::defaults()?)),
+        };
+        Ok((host, Some(why)))
+    }
+
     /// The service manager.
     pub fn manager(&self) -> &Manager {
         &self.manager
@@ -129,17 +147,24 @@ pub async fn facts(
 ) -> Result<observe::Observed, String> {
     let root = Path::new(ROOT);
     let journal = Journal::at(Journal::default_folder(root));
-    let (previous, note) = match journal.previous_mirrors() {
-        Ok(mirrors) => (mirrors.into_iter().collect(), None),
+    let (originals, note) = match journal.originals() {
+        Ok(originals) => (originals, None),
         Err(error) if nix::unistd::geteuid().is_root() => return Err(error.to_string()),
         Err(_) => {
             let note = "what this host was wired to before is for root to read: a plan made as \
                         root may change more";
-            (Vec::new(), Some(note.to_owned()))
+            (Originals::default(), Some(note.to_owned()))
         }
     };
+    let previous = originals.mirrors.iter().cloned().collect();
     let observed = observe::facts(manager, root, &settings.host, previous).await;
     let mut observed = observed.map_err(|error| error.to_string())?;
+    // What was made for an engine that is not managed any more is looked at as well.
+    observed.facts.originals = originals;
+    for path in plan::further_paths(&observed.facts, &settings.host) {
+        let file = read::file(root, &path);
+        observed.facts.files.insert(path, file);
+    }
     observed.notes.extend(note);
     Ok(observed)
 }

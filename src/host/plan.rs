@@ -24,10 +24,13 @@ mod hosts_toml;
 mod podman;
 mod print;
 mod read_only;
+mod split;
+mod take_back;
 pub(super) mod words;
 
 pub(super) use context::argument;
 pub use print::Printed;
+pub use take_back::{Host as TakenFrom, dockers, mirrors_in, take_back};
 
 /// What the engines are to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +44,7 @@ pub enum Wanted {
 }
 
 /// Something that has to be put right by a person before anything can be planned.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{subject}: {message}")]
 pub struct PlanError {
     /// The file, with line and column where they are known, or the key of the configuration.
@@ -76,14 +79,20 @@ type Part<'a> = (
 
 /// What has to be done so that the engines of this host are told what is wanted.
 ///
-/// A host on which all is well gives an empty plan, also after it was applied. An error in what one
-/// engine is configured with is an error of the whole: nothing is changed on a host that nobody
-/// understands.
+/// A host on which all is well gives an empty plan, also after it was applied. To wire them, an
+/// error in what one engine is configured with is an error of the whole: nothing is changed on a
+/// host that nobody understands. A mirror that does not serve is withdrawn all the same from those
+/// that can be told: then it is never `Err`, and what is in the way of the others is in
+/// [`Plan::errors`].
+///
+/// What the journal says was made for an engine that is not managed any more is taken back.
 pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Plan, PlanErrors> {
     let context = Context::new(facts, settings, wanted);
-    let (mut plan, mut errors) = (Plan::default(), Vec::new());
-    if let Err(error) = context.check_mirror() {
-        return Err(PlanErrors(vec![error]));
+    let mut plan = Plan::default();
+    if wanted == Wanted::Wired {
+        context
+            .check_mirror()
+            .map_err(|error| PlanErrors(vec![error]))?;
     }
     let engines = &facts.engines;
     let parts: [Part<'_>; 4] = [
@@ -91,7 +100,7 @@ pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Pl
             "docker",
             settings.docker.manage,
             !engines.docker.is_empty(),
-            &|| docker::plan(&context),
+            &|| Ok(docker::plan(&context)),
         ),
         (
             "containerd",
@@ -110,30 +119,33 @@ pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Pl
         ),
     ];
     for (name, manage, here, part) in parts {
+        if matches!(manage, Manage::Never | Manage::Report) {
+            plan.extend(take_back::unmanaged(&context, name));
+        }
         match (manage, here) {
             (Manage::Never, _) | (Manage::Auto | Manage::Report, false) => {}
-            (Manage::Always, false) => errors.push(PlanError {
+            // From what is not here nothing has to be withdrawn.
+            (Manage::Always, false) if wanted == Wanted::Withdrawn => {}
+            (Manage::Always, false) => plan.errors.push(PlanError {
                 subject: format!("host.{name}.manage"),
                 message: format!(
                     "true, and there is no {name} on this host: install it, or say `auto`"
                 ),
             }),
-            (Manage::Auto | Manage::Always, true) => match part() {
-                Ok(part) => plan.extend(read_only::refused(&context, name, part)),
-                Err(error) => errors.push(error),
-            },
+            (Manage::Auto | Manage::Always, true) => {
+                plan.attempt(part().map(|part| read_only::refused(&context, name, part)));
+            }
             (Manage::Report, true) => plan.notes.extend(print::reported(name, part())),
         }
     }
-    match hosts_file::plan(&context) {
-        Ok(part) => plan.extend(part),
-        Err(error) => errors.push(error),
+    // The name is this host's own: that the mirror is withdrawn makes no difference to it.
+    if wanted == Wanted::Wired {
+        plan.attempt(hosts_file::plan(&context));
+        if !plan.errors.is_empty() {
+            return Err(PlanErrors(plan.errors));
+        }
     }
-    if errors.is_empty() {
-        Ok(plan)
-    } else {
-        Err(PlanErrors(errors))
-    }
+    Ok(plan)
 }
 
 /// The files that [`Facts::files`] has to hold before anything is read. Some of them name more:
@@ -157,6 +169,7 @@ pub fn further_paths(facts: &Facts, settings: &HostSettings) -> BTreeSet<PathBuf
     containerd::paths(&context, &mut paths);
     podman::paths(&context, &mut paths);
     buildkit::paths(&context, &mut paths);
+    take_back::paths(&context, &mut paths);
     paths.retain(|path| !facts.files.contains_key(path));
     paths
 }
@@ -174,6 +187,17 @@ pub struct Plan {
     pub refusals: Vec<Refusal>,
     /// What is worth knowing, and asks for nothing.
     pub notes: Vec<String>,
+    /// What could not be planned, where the rest is done without it: it is not done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<PlanError>,
+    /// The files that are taken back for good, changed or not: nothing of ours is in them then, and
+    /// the journal forgets them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forgotten: BTreeSet<PathBuf>,
+    /// The units that go on with the mirror though it is withdrawn, since only a restart could tell
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep_mirror: Vec<String>,
 }
 
 /// One file, before and after.
@@ -232,7 +256,8 @@ pub enum Verb {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
-    /// docker's `GET /info` lists exactly these mirrors, in this order, slashes at the end aside.
+    /// docker's `GET /info` lists exactly these mirrors, in this order, as docker makes them of a
+    /// configuration ([`crate::host::verify::equal`]).
     DockerMirrors {
         /// The unit whose daemon is asked.
         unit: String,
@@ -244,6 +269,15 @@ pub enum Proof {
         /// The unit.
         unit: String,
     },
+}
+
+impl Proof {
+    /// The unit that it is of.
+    pub fn unit(&self) -> &str {
+        match self {
+            Self::DockerMirrors { unit, .. } | Self::Active { unit } => unit,
+        }
+    }
 }
 
 /// Something that is needed and not done.
@@ -258,7 +292,7 @@ pub struct Refusal {
 }
 
 impl Plan {
-    /// Whether it changes nothing.
+    /// Whether it changes nothing on the host.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.actions.is_empty()
     }
@@ -266,22 +300,30 @@ impl Plan {
     /// The units that have a job or a proof in it.
     fn readers(&self) -> impl Iterator<Item = &str> {
         let jobs = self.actions.iter().map(|action| action.unit.as_str());
-        jobs.chain(self.proofs.iter().map(|proof| match proof {
-            Proof::DockerMirrors { unit, .. } | Proof::Active { unit } => unit.as_str(),
-        }))
+        jobs.chain(self.proofs.iter().map(Proof::unit))
     }
 
     /// Adds another part; what both have (two docker units share a `certs.d`) is there once.
     fn extend(&mut self, part: Self) {
         let readers: BTreeSet<String> = part.readers().map(str::to_owned).collect();
         for mut change in part.files {
-            change.units = readers.iter().cloned().collect();
-            if !self.files.iter().any(|one| one.path == change.path) {
-                self.files.push(change);
+            if change.units.is_empty() {
+                change.units = readers.iter().cloned().collect();
+            }
+            match self.files.iter_mut().find(|one| one.path == change.path) {
+                Some(one) => {
+                    let further = change.units.into_iter();
+                    let further: Vec<_> = further.filter(|it| !one.units.contains(it)).collect();
+                    one.units.extend(further);
+                }
+                None => self.files.push(change),
             }
         }
         self.actions.extend(part.actions);
         self.proofs.extend(part.proofs);
+        self.errors.extend(part.errors);
+        self.forgotten.extend(part.forgotten);
+        self.keep_mirror.extend(part.keep_mirror);
         for refusal in part.refusals {
             if !self.refusals.contains(&refusal) {
                 self.refusals.push(refusal);
@@ -289,6 +331,14 @@ impl Plan {
         }
         for note in part.notes {
             self.note(note);
+        }
+    }
+
+    /// Adds a part, or says why it is missing.
+    fn attempt(&mut self, part: Result<Self, PlanError>) {
+        match part {
+            Ok(part) => self.extend(part),
+            Err(error) => self.errors.push(error),
         }
     }
 

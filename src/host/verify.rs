@@ -61,11 +61,22 @@ async fn ask(proof: &Proof, system: &impl System) -> Result<(), String> {
     }
 }
 
-/// Whether these are the same mirrors: docker adds a slash to each (moby
-/// `registry/config.go`, `ValidateMirror`).
+/// Whether these are the same mirrors for docker, however they are written.
 pub fn equal(a: &[String], b: &[String]) -> bool {
-    let bare = |mirror: &String| mirror.trim_end_matches('/').to_owned();
-    a.iter().map(bare).eq(b.iter().map(bare))
+    as_docker_has(a) == as_docker_has(b)
+}
+
+/// The list that docker makes of one in its configuration: each with one slash at its end, and each
+/// once, where it stands first (moby `registry/config.go`, `ValidateMirror` and `loadMirrors`).
+fn as_docker_has(mirrors: &[String]) -> Vec<String> {
+    let mut known: Vec<String> = Vec::new();
+    for mirror in mirrors {
+        let mirror = format!("{}/", mirror.strip_suffix('/').unwrap_or(mirror));
+        if !known.contains(&mirror) {
+            known.push(mirror);
+        }
+    }
+    known
 }
 
 /// Mirrors, as a person reads them.
@@ -74,5 +85,28 @@ pub fn list(mirrors: &[String]) -> String {
         [] => "no mirror".to_owned(),
         [one] => format!("the mirror {one}"),
         many => format!("the mirrors {}", many.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_one_where_docker_makes_one_of_them() {
+        let list = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
+        for (one, other, same) in [
+            ("http://a", "http://a/", true),
+            // What a person wrote twice, docker has once.
+            ("http://a http://a", "http://a/", true),
+            ("http://a http://b http://a/", "http://a/ http://b/", true),
+            ("http://a http://b", "http://b/ http://a/", false),
+            ("http://a", "http://a/ http://b/", false),
+            // It takes one slash away, and does not look at the case.
+            ("http://a//", "http://a/", false),
+            ("http://A", "http://a/", false),
+        ] {
+            assert_eq!(equal(&list(one), &list(other)), same, "{one} and {other}");
+        }
     }
 }

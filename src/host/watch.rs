@@ -90,6 +90,8 @@ pub trait Host {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct State {
+    /// The engines that go on with a mirror that is withdrawn: only a restart could tell them.
+    pub keep_mirror: Vec<String>,
     /// What is wired, in a few words, for the agent's own status line.
     pub summary: String,
     /// One line of it all.
@@ -108,6 +110,20 @@ pub struct State {
     pub notes: Vec<String>,
     /// What a person is to do; none where all is well.
     pub next_step: Option<String>,
+}
+
+impl State {
+    /// That an engine goes on with a mirror that is withdrawn; nothing where none does.
+    fn kept(&self) -> Option<String> {
+        let engines = self.keep_mirror.join(", ");
+        let verb = if self.keep_mirror.len() == 1 {
+            "keeps"
+        } else {
+            "keep"
+        };
+        (!engines.is_empty())
+            .then(|| format!("{engines} {verb} the mirror, which only a restart takes away"))
+    }
 }
 
 /// The last change of the host.
@@ -328,8 +344,14 @@ impl<'a, H: Host> Watch<'a, H> {
 
     async fn change(&mut self, wanted: Wanted) -> Result<(), String> {
         let plan = self.host.plan(wanted).await?;
-        let applied = self.apply.apply(&plan, self.purpose(wanted)).await;
-        let report = applied.map_err(|error| error.to_string())?;
+        let purpose = self.purpose(wanted);
+        self.state.keep_mirror = kept_units(&plan);
+        let report = match wanted {
+            Wanted::Wired => self.apply.apply(&plan, purpose).await,
+            // One that can't be told keeps no other from going without a mirror that is dead.
+            Wanted::Withdrawn => Ok(self.apply.apply_each(&plan, &purpose).await.result()?),
+        };
+        let report = report.map_err(|error| error.to_string())?;
         if !plan.is_empty() {
             tracing::info!(?wanted, "applied: {report}");
         }
@@ -339,7 +361,6 @@ impl<'a, H: Host> Watch<'a, H> {
     fn purpose(&self, wanted: Wanted) -> Purpose {
         Purpose {
             mirror: (wanted == Wanted::Wired).then(|| self.host.terms().mirror),
-            forgets: false,
         }
     }
 
@@ -358,7 +379,12 @@ impl<'a, H: Host> Watch<'a, H> {
                     _ => None,
                 };
             }
-            Err(why) => self.failed(&why),
+            Err(why) => {
+                if self.decider.told().is_none() {
+                    self.state.mirror = None;
+                }
+                self.failed(&why);
+            }
         }
     }
 
@@ -431,6 +457,7 @@ impl<'a, H: Host> Watch<'a, H> {
         let lines = dockers.filter_map(|note| note.lines().next());
         self.state.notes = lines.map(str::to_owned).collect();
         self.refused = refused_units(&plan);
+        self.state.keep_mirror = kept_units(&plan);
         self.look_at_engines(&plan).await;
         // What is looked at next: as it is now, so that a change is seen once.
         let known = self
@@ -499,10 +526,14 @@ impl<'a, H: Host> Watch<'a, H> {
 
     /// Tells the service manager and everybody, where it is something new.
     fn say(&mut self) {
+        let kept = self.state.kept().unwrap_or_default();
         let told = match (&self.state.mirror, &self.state.last_apply) {
             (Some(mirror), _) => format!("engines wired to {mirror}"),
             (None, None) => "waiting for the mirror to serve".to_owned(),
-            (None, _) => "engines not wired: they pull without the mirror".to_owned(),
+            (None, _) if kept.is_empty() => {
+                "engines not wired: they pull without the mirror".to_owned()
+            }
+            (None, _) => format!("other engines not wired: they pull without the mirror; {kept}"),
         };
         let engines = self
             .state
@@ -563,8 +594,10 @@ impl<'a, H: Host> Watch<'a, H> {
             // What needs no daemon is not worth the line.
             Some(_) if running.is_empty() && others => {}
             Some(_) => parts.push(format!("{engines} wired")),
+            None if running.is_empty() && !self.state.keep_mirror.is_empty() => {}
             None => parts.push(format!("{engines} not wired")),
         }
+        parts.extend(self.state.kept());
         if !resting.is_empty() {
             parts.push(format!("{resting} does not run"));
         }
@@ -602,6 +635,13 @@ fn refused_units(plan: &Plan) -> Vec<String> {
         }
     }
     subjects
+}
+
+/// The engines that a mirror which is withdrawn can't be taken from.
+fn kept_units(plan: &Plan) -> Vec<String> {
+    let kept = plan.keep_mirror.iter();
+    kept.map(|unit| unit.trim_end_matches(".service").to_owned())
+        .collect()
 }
 
 fn seconds() -> u64 {

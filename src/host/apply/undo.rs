@@ -8,7 +8,7 @@ use super::{Apply, ApplyError, System, unit_of};
 use crate::failpoint::failpoint;
 use crate::host::facts::FileFacts;
 use crate::host::journal::{Change, Transaction, UnitBefore, strongest};
-use crate::host::plan::{Proof, UnitAction, Verb};
+use crate::host::plan::{Proof, UnitAction, Verb, mirrors_in};
 use crate::host::verify;
 use crate::host::write::{self, WriteError};
 
@@ -180,6 +180,11 @@ impl<S: System> Apply<'_, S> {
             verb = Some(Verb::Reload);
         }
         let Some(verb) = verb else { return Ok(()) };
+        // What its file says it has, once it has read that again: it may never have read it before.
+        let own = transaction.files.iter();
+        let mut own = own.filter(|change| change.units.iter().any(|one| one == unit));
+        let restored = own.find_map(|change| mirrors_in(&change.before));
+        let mirrors = mirrors.map(|has| restored.unwrap_or(has));
         let goal: Vec<Proof> = asked
             .then(|| Proof::DockerMirrors {
                 unit: unit.to_owned(),

@@ -12,7 +12,13 @@ use super::{Plan, PlanError, Proof, Verb, Wanted, hosts_toml};
 use crate::config::Manage;
 use crate::host::facts::ContainerdFacts;
 
-const CERTIFICATES: &str = "/etc/containerd/certs.d";
+pub(super) const CERTIFICATES: &str = "/etc/containerd/certs.d";
+/// Its CRI plugin, as each version of the configuration names it.
+pub(super) const PLUGINS: [&str; 3] = [
+    "cri",
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+];
 
 /// The files that containerd's part looks at.
 pub(super) fn paths(context: &Context<'_>, paths: &mut BTreeSet<PathBuf>) {

@@ -194,7 +194,7 @@ impl<'a> Context<'a> {
 
 /// Whether two addresses of mirrors are one: a slash at the end, the case of the host and a port
 /// that is the scheme's own make no difference.
-fn same_address(one: &str, other: &str) -> bool {
+pub(super) fn same_address(one: &str, other: &str) -> bool {
     let normal = |text: &str| {
         let url = Url::parse(text.trim()).ok()?;
         url.host_str()?;

@@ -48,12 +48,13 @@ pub(super) fn paths(context: &Context<'_>, paths: &mut BTreeSet<PathBuf>) {
     }
 }
 
-pub(super) fn plan(context: &Context<'_>) -> Result<Plan, PlanError> {
+/// One daemon that can't be told keeps no other: what is in the way is in [`Plan::errors`].
+pub(super) fn plan(context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
     for docker in &context.facts.engines.docker {
-        plan.extend(daemon(context, docker)?);
+        plan.attempt(daemon(context, docker));
     }
-    Ok(plan)
+    plan
 }
 
 fn daemon(context: &Context<'_>, docker: &DockerFacts) -> Result<Plan, PlanError> {

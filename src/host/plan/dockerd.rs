@@ -68,6 +68,13 @@ pub(super) fn values(words: &[String], flag: &str) -> Vec<String> {
     found
 }
 
+/// Whether this variable of an environment file gives docker a mirror by its flag.
+pub(super) fn has_mirrors(file: &str, variable: &str) -> bool {
+    let words = words::variable(file, variable).unwrap_or_default();
+    let words: Vec<String> = words.into_iter().map(|word| word.text).collect();
+    has(&words, "--registry-mirror")
+}
+
 /// Whether a flag is there, with a value or without.
 pub(super) fn has(words: &[String], flag: &str) -> bool {
     words.iter().any(|word| is_flag(word, flag))

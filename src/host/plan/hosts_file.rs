@@ -36,7 +36,7 @@ pub(super) fn plan(context: &Context<'_>) -> Result<Plan, PlanError> {
     }
     let mut new = String::new();
     for old in text.split_inclusive('\n') {
-        if old.trim_end().ends_with(OURS) {
+        if is_ours(old) {
             new.push_str(&line.take().unwrap_or_default());
         } else {
             new.push_str(old);
@@ -57,16 +57,27 @@ pub(super) fn plan(context: &Context<'_>) -> Result<Plan, PlanError> {
     Ok(plan)
 }
 
+/// Whether the line is ours.
+pub(super) fn is_ours(line: &str) -> bool {
+    line.trim_end().ends_with(OURS)
+}
+
+/// The names that our lines give this host.
+pub(super) fn our_names(text: &str) -> impl Iterator<Item = String> {
+    let lines = text.lines().filter(|line| is_ours(line));
+    let said = lines.filter_map(|line| line.split('#').next());
+    said.flat_map(|said| said.split_ascii_whitespace().skip(1))
+        .map(str::to_owned)
+}
+
 /// The first address that a line of somebody's own gives the name.
 fn address_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines()
-        .filter(|line| !line.trim_end().ends_with(OURS))
-        .find_map(|line| {
-            let said = line.split('#').next()?;
-            let mut words = said.split_ascii_whitespace();
-            let address = words.next()?;
-            words
-                .any(|word| word.eq_ignore_ascii_case(name))
-                .then_some(address)
-        })
+    text.lines().filter(|line| !is_ours(line)).find_map(|line| {
+        let said = line.split('#').next()?;
+        let mut words = said.split_ascii_whitespace();
+        let address = words.next()?;
+        words
+            .any(|word| word.eq_ignore_ascii_case(name))
+            .then_some(address)
+    })
 }

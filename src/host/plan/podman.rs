@@ -13,7 +13,7 @@ use toml_edit::{DocumentMut, Item, TableLike};
 use super::context::{Context, MARKER, broken_toml};
 use super::{Plan, PlanError, Proof, Verb, Wanted};
 
-const DROP_IN: &str = "/etc/containers/registries.conf.d/50-registry-agent.conf";
+pub(super) const DROP_IN: &str = "/etc/containers/registries.conf.d/50-registry-agent.conf";
 const CERTIFICATES: &str = "/etc/containers/certs.d";
 
 /// The files that podman's part looks at.

@@ -20,8 +20,9 @@ impl fmt::Display for Printed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = self.plan;
         for change in &plan.files {
-            let verb = match change.before {
-                FileFacts::Absent => "create",
+            let verb = match (&change.before, &change.after) {
+                (FileFacts::Absent, _) => "create",
+                (_, FileFacts::Absent) => "remove",
                 _ => "change",
             };
             writeln!(f, "{verb} {}: {}", change.path.display(), change.why)?;
@@ -44,11 +45,14 @@ impl fmt::Display for Printed<'_> {
                 writeln!(f, "{lead}{line}")?;
             }
         }
+        for error in &plan.errors {
+            writeln!(f, "error: {error}")?;
+        }
         for note in &plan.notes {
             writeln!(f, "note: {note}")?;
         }
         if plan.is_empty() {
-            let refused = !plan.refusals.is_empty();
+            let refused = !plan.refusals.is_empty() || !plan.errors.is_empty();
             let nothing = ["nothing to do", "nothing is changed"];
             writeln!(f, "{}", nothing[usize::from(refused)])?;
         }
@@ -75,7 +79,11 @@ fn diff(change: &FileChange, coloured: bool) -> String {
     } else {
         ("", "", "", "", "")
     };
-    let mut out = format!("{bold}--- {old}{reset}\n{bold}+++ {path}{reset}\n");
+    let new = match change.after {
+        FileFacts::Absent => "/dev/null",
+        _ => path.as_str(),
+    };
+    let mut out = format!("{bold}--- {old}{reset}\n{bold}+++ {new}{reset}\n");
     let lines = TextDiff::from_lines(before, after);
     for hunk in lines.unified_diff().context_radius(3).iter_hunks() {
         let _ = writeln!(out, "{cyan}{}{reset}", hunk.header());
@@ -106,11 +114,13 @@ fn text(facts: &FileFacts) -> &str {
 
 /// What would be done with an engine that is only reported on.
 pub(super) fn reported(engine: &str, part: Result<Plan, PlanError>) -> Vec<String> {
-    let plan = match part {
+    let said = |error: PlanError| format!("{engine} is only reported on: {error}");
+    let mut plan = match part {
         Ok(plan) => plan,
-        Err(error) => return vec![format!("{engine} is only reported on: {error}")],
+        Err(error) => return vec![said(error)],
     };
-    let mut notes = Vec::new();
+    let errors = std::mem::take(&mut plan.errors);
+    let mut notes: Vec<String> = errors.into_iter().map(said).collect();
     if !plan.is_empty() || !plan.refusals.is_empty() {
         let bare = Plan {
             notes: Vec::new(),

@@ -5,6 +5,7 @@
 //! `src/basic/env-file.c`), and an edit replaces the words that it is about, inside the quotes that
 //! are there.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// A word, and which bytes of the file it is written with.
@@ -40,6 +41,14 @@ pub(in crate::host) fn all(file: &str) -> impl Iterator<Item = (String, String)>
 pub(super) fn value(file: &str, name: &str) -> Option<String> {
     let found = assignments(file).into_iter().rfind(|(key, _)| key == name);
     found.map(|(_, value)| value.iter().map(|it| it.value).collect())
+}
+
+/// The variables that a file sets, each once.
+pub(super) fn names(file: &str) -> BTreeSet<String> {
+    assignments(file)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect()
 }
 
 fn assignments(file: &str) -> Vec<(String, Vec<Char>)> {

@@ -33,6 +33,9 @@ pub struct Decider {
     changed: Option<Duration>,
     failures: u32,
     corrections: Vec<Duration>,
+    /// Whether somebody else has changed what was told, and nobody has put that right: it is
+    /// remembered while the mirror is away, when there is nothing of ours to compare with.
+    theirs: bool,
 }
 
 /// What is to be done.
@@ -50,6 +53,11 @@ pub enum Decision {
 
 impl Decider {
     /// What is to be done now. `drifted` is whether the host is not any more as it was left.
+    ///
+    /// What somebody else has changed, and the policy or a lost fight leaves to them, stays theirs
+    /// when the mirror goes and comes back: a dead mirror is still withdrawn, which takes out what is
+    /// ours and nothing else, but it is not told anew until they have put it back themselves, the
+    /// fight is long over, or the configuration is read again.
     pub fn decide(
         &mut self,
         now: Duration,
@@ -70,36 +78,52 @@ impl Decider {
                 (now.saturating_sub(since) >= withdraw_after).then_some(Wanted::Withdrawn)
             }
         };
+        if drifted {
+            self.theirs = self.told.is_some();
+        } else if self.told == Some(Wanted::Wired) {
+            self.theirs = false;
+        }
         let held = self
             .changed
             .is_some_and(|at| now.saturating_sub(at) < self.wait());
+        let left = self.left_to_them(now, policy);
         if let Some(wanted) = wanted
             && self.told != Some(wanted)
         {
-            return if held {
-                Decision::Leave
-            } else {
-                Decision::Tell(wanted)
+            return match left {
+                Some(why) if wanted == Wanted::Wired => Decision::LeaveDrift(why),
+                _ if held => Decision::Leave,
+                _ => Decision::Tell(wanted),
             };
         }
         let Some(told) = self.told.filter(|_| drifted) else {
             return Decision::Leave;
         };
-        if policy == Drift::Report {
-            return Decision::LeaveDrift("host.drift is report");
-        }
-        self.corrections
-            .retain(|at| now.saturating_sub(*at) < FIGHT_WINDOW);
-        if self.corrections.len() >= FIGHTS {
-            return Decision::LeaveDrift(
-                "it was put right 3 times in 10 minutes and changed back each time: somebody else \
-                 manages it",
-            );
+        if let Some(why) = left {
+            return Decision::LeaveDrift(why);
         }
         if held && self.failures > 0 {
             return Decision::Leave;
         }
         Decision::Correct(told)
+    }
+
+    /// Why what somebody else has changed is theirs; nothing where it is not, or nobody has.
+    fn left_to_them(&mut self, now: Duration, policy: Drift) -> Option<&'static str> {
+        self.corrections
+            .retain(|at| now.saturating_sub(*at) < FIGHT_WINDOW);
+        if !self.theirs {
+            None
+        } else if policy == Drift::Report {
+            Some("host.drift is report")
+        } else if self.corrections.len() >= FIGHTS {
+            Some(
+                "it was put right 3 times in 10 minutes and changed back each time: somebody else \
+                 manages it",
+            )
+        } else {
+            None
+        }
     }
 
     /// A decision was carried out, or was not.
@@ -112,6 +136,12 @@ impl Decider {
         };
         match decision {
             Decision::Tell(wanted) if succeeded => self.told = Some(*wanted),
+            // What could be withdrawn is: some have it, some have not.
+            Decision::Tell(Wanted::Withdrawn) | Decision::Correct(Wanted::Withdrawn)
+                if !succeeded =>
+            {
+                self.told = None;
+            }
             Decision::Correct(_) => self.corrections.push(now),
             _ => {}
         }
@@ -123,6 +153,7 @@ impl Decider {
         self.failures = 0;
         self.changed = None;
         self.told = None;
+        self.theirs = false;
     }
 
     /// What the engines were told last.
@@ -227,5 +258,112 @@ mod tests {
         let later = Duration::from_secs(800);
         let decision = decider.decide(later, &Probe::Serves, WITHDRAW, false, Drift::Correct);
         assert_eq!(decision, Decision::Leave);
+    }
+
+    /// The mirror serves, goes, and comes back: what is decided, where what was told is changed by
+    /// somebody else meanwhile.
+    fn away_and_back(policy: Drift, fights: u64) -> (Vec<Decision>, Decider) {
+        let mut decider = Decider::default();
+        decider.done(Duration::ZERO, &Decision::Tell(Wanted::Wired), true);
+        for second in 1..=fights {
+            let correct = Decision::Correct(Wanted::Wired);
+            decider.done(Duration::from_secs(second), &correct, true);
+        }
+        let mut seen = Vec::new();
+        for second in 30..400 {
+            let probe = if (100..200).contains(&second) {
+                Probe::Fails("refused".to_owned())
+            } else {
+                Probe::Serves
+            };
+            // While it is withdrawn, a file without it is as it should be.
+            let drifted = decider.told() == Some(Wanted::Wired);
+            let now = Duration::from_secs(second);
+            let decision = decider.decide(now, &probe, WITHDRAW, drifted, policy);
+            if matches!(decision, Decision::Tell(_) | Decision::Correct(_)) {
+                decider.done(now, &decision, true);
+            }
+            if seen.last() != Some(&decision) {
+                seen.push(decision);
+            }
+        }
+        (seen, decider)
+    }
+
+    #[test]
+    fn what_is_left_to_others_is_not_written_over_when_the_mirror_comes_back() {
+        for (policy, fights) in [(Drift::Report, 0), (Drift::Correct, 3)] {
+            let (seen, mut decider) = away_and_back(policy, fights);
+            let [
+                Decision::LeaveDrift(why),
+                Decision::Tell(Wanted::Withdrawn),
+                Decision::Leave,
+                Decision::LeaveDrift(still),
+            ] = seen.as_slice()
+            else {
+                panic!("{seen:?}");
+            };
+            assert_eq!(why, still);
+            // Somebody who says so has it written all the same.
+            decider.reconsider();
+            let now = Duration::from_secs(400);
+            let decision = decider.decide(now, &Probe::Serves, WITHDRAW, false, policy);
+            assert_eq!(decision, Decision::Tell(Wanted::Wired));
+        }
+    }
+
+    #[test]
+    fn what_is_only_partly_withdrawn_is_nobody_elses_change() {
+        let mut decider = Decider::default();
+        decider.done(Duration::ZERO, &Decision::Tell(Wanted::Wired), true);
+        let fails = Probe::Fails("refused".to_owned());
+        let mut at = |second, probe: &Probe| {
+            let now = Duration::from_secs(second);
+            let drifted = decider.told() == Some(Wanted::Wired) && second > 70;
+            let decision = decider.decide(now, probe, WITHDRAW, drifted, Drift::Report);
+            if decision != Decision::Leave {
+                decider.done(now, &decision, decision == Decision::Tell(Wanted::Wired));
+            }
+            decision
+        };
+        assert_eq!(at(50, &fails), Decision::Leave);
+        assert_eq!(at(70, &fails), Decision::Tell(Wanted::Withdrawn));
+        assert_eq!(at(100, &fails), Decision::Leave);
+        // It is tried again, and the mirror's return is no drift.
+        assert_eq!(at(130, &fails), Decision::Tell(Wanted::Withdrawn));
+        assert_eq!(at(400, &Probe::Serves), Decision::Tell(Wanted::Wired));
+    }
+
+    #[test]
+    fn a_lost_fight_is_over_some_time() {
+        let (_, mut decider) = away_and_back(Drift::Correct, 3);
+        let mut at = |second| {
+            let now = Duration::from_secs(second);
+            decider.decide(now, &Probe::Serves, WITHDRAW, false, Drift::Correct)
+        };
+        assert!(matches!(at(600), Decision::LeaveDrift(_)));
+        assert_eq!(at(603), Decision::Tell(Wanted::Wired));
+    }
+
+    #[test]
+    fn what_somebody_puts_back_themselves_is_ours_again() {
+        let mut decider = Decider::default();
+        decider.done(Duration::ZERO, &Decision::Tell(Wanted::Wired), true);
+        let mut at = |second, drifted, serves| {
+            let probe = if serves {
+                Probe::Serves
+            } else {
+                Probe::Fails("refused".to_owned())
+            };
+            let now = Duration::from_secs(second);
+            let decision = decider.decide(now, &probe, WITHDRAW, drifted, Drift::Report);
+            decider.done(now, &decision, true);
+            decision
+        };
+        assert!(matches!(at(60, true, true), Decision::LeaveDrift(_)));
+        assert_eq!(at(120, false, true), Decision::Leave);
+        assert_eq!(at(180, false, false), Decision::Leave);
+        assert_eq!(at(240, false, false), Decision::Tell(Wanted::Withdrawn));
+        assert_eq!(at(300, false, true), Decision::Tell(Wanted::Wired));
     }
 }

@@ -10,6 +10,7 @@ use super::super::dockerd::{self, Arguments, Origin, has, values};
 use super::super::{Check, FileChange, Plan, PlanError, Proof, Verb, Wanted, hosts_toml};
 use super::{CERTIFICATES, by_hosts_toml};
 use crate::host::facts::{DockerFacts, FileFacts, UnitFacts};
+use crate::host::verify;
 
 const MIRROR_FLAG: &str = "--registry-mirror";
 const INSECURE_FLAG: &str = "--insecure-registry";
@@ -120,6 +121,7 @@ impl Daemon<'_> {
         let wanted = self.edited(&now);
         if self.context.wanted == Wanted::Withdrawn {
             if wanted != now {
+                plan.keep_mirror.push(unit.to_owned());
                 plan.note(format!(
                     "{unit} has the mirror by a flag, which only a restart could take away: it \
                      stays, and docker goes on to the registry itself where the mirror fails"
@@ -203,7 +205,7 @@ impl Daemon<'_> {
         self.say_unused_mirrors(mirrors.as_deref().unwrap_or_default(), plan);
         let info = self.docker.info.as_ref();
         let differs = match (&mirrors, info) {
-            (Some(mirrors), Some(info)) => !same_list(mirrors, &info.mirrors),
+            (Some(mirrors), Some(info)) => !verify::equal(mirrors, &info.mirrors),
             _ => false,
         };
         if !active(&self.docker.unit) {
@@ -218,6 +220,7 @@ impl Daemon<'_> {
         let restart = stale_flags || edited.restart || !self.docker.unit.can_reload;
         let unit = self.unit();
         if self.context.wanted == Wanted::Withdrawn && restart {
+            plan.keep_mirror.push(unit.to_owned());
             plan.note(format!(
                 "{unit} could only be told by a restart that the mirror is withdrawn, which is \
                  worse than the mirror: docker goes on to the registry itself where it fails"
@@ -436,16 +439,6 @@ fn key_of(flag: &str) -> &'static str {
         INSECURE_FLAG => INSECURE,
         _ => EXPERIMENTAL,
     }
-}
-
-/// docker adds a slash to each mirror that it is told.
-fn same_list(one: &[String], other: &[String]) -> bool {
-    let bare = |list: &[String]| -> Vec<String> {
-        list.iter()
-            .map(|it| it.trim_end_matches('/').to_owned())
-            .collect()
-    };
-    bare(one) == bare(other)
 }
 
 fn active(unit: &UnitFacts) -> bool {
