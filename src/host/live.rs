@@ -1,7 +1,7 @@
 //! This host, as it is: its service manager, its daemons, its files and its agent, for the verbs and
 //! the loop that plan and change it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Deserialize;
@@ -165,10 +165,11 @@ impl watch::Host for ThisHost {
         Ok(())
     }
 
-    async fn plan(&self, wanted: Wanted) -> Result<Plan, String> {
+    async fn look(&self, wanted: Wanted) -> Result<(Plan, Vec<PathBuf>), String> {
         let settings = self.settings();
         let observed = facts(Some(&self.manager), &settings).await?;
-        planned(&observed, &settings, wanted)
+        let plan = planned(&observed, &settings, wanted)?;
+        Ok((plan, observed.facts.files.into_keys().collect()))
     }
 
     async fn serves(&self) -> Probe {
@@ -182,7 +183,9 @@ impl watch::Host for ThisHost {
         match word {
             Word::Ready => notify::ready(),
             Word::Status(line) => notify::status(&line),
-            Word::Stopping => notify::stopping("the engines are told to do without the mirror"),
+            Word::Stopping(within) => {
+                notify::stopping_within("the engines are told to do without the mirror", within);
+            }
         }
     }
 }

@@ -31,6 +31,8 @@ pub fn rows(state: &State) -> Vec<Row> {
         rows.push(("changed", changed(last, SystemTime::now())));
     }
     rows.extend(state.drift.iter().map(|drift| ("drift", drift.clone())));
+    let blocked = state.blocked.iter();
+    rows.extend(blocked.map(|blocked| ("blocked", blocked.clone())));
     let refusals = state.refusals.iter();
     rows.extend(refusals.map(|refusal| ("refused", refusal.clone())));
     rows.extend(
@@ -93,10 +95,11 @@ mod tests {
         let state = State {
             summary: "docker not wired".to_owned(),
             drift: Some("changed by somebody else".to_owned()),
+            blocked: Some("the journal can't be understood".to_owned()),
             next_step: Some("`registry-agent plan`".to_owned()),
             ..State::default()
         };
         let names: Vec<&str> = rows(&state).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["wiring", "drift", "next step"]);
+        assert_eq!(names, ["wiring", "drift", "blocked", "next step"]);
     }
 }
