@@ -4,12 +4,11 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use registry_agent::host::lock::Lock;
-
-use super::crash::CHILD;
-use super::fake::{
-    DAEMON_JSON, Host, MIRROR, host, journal, plan, purpose, text, wait_until, wired, with,
-};
 use registry_agent::host::write;
+
+use super::{
+    CHILD, DAEMON_JSON, Host, MIRROR, host, journal, plan, purpose, text, wait_until, wired, with,
+};
 
 /// Another process that wires this host, as `registry-agent VERB` does.
 struct Racer(Child);
@@ -18,7 +17,7 @@ impl Racer {
     fn start(host: &Host, verb: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "crash::child", "--nocapture"])
+            .args(["--exact", "child", "--nocapture"])
             .env(CHILD, &host.folder)
             .env("PLAN", verb)
             .stdout(Stdio::piped());
