@@ -6,8 +6,10 @@
 //! - [`apply`] is the only place that changes anything, with a [`journal`] to take it back, and
 //!   [`verify`] asks the daemons whether it is so; [`write`] is how a file is changed.
 //! - [`watch`] does all of it again whenever the mirror comes or goes, [`rollback`] for the last time.
-//! - [`live`] is this host as it is, for the verbs and the loop; [`install`] is about the agent's own units.
+//! - [`live`] is this host as it is, for the verbs and the loop; [`install`] is about the agent's own
+//!   units, and [`agent_unit`] reads what an administrator has made of the agent's.
 
+pub mod agent_unit;
 pub mod apply;
 pub mod docker_api;
 pub mod facts;

@@ -399,6 +399,48 @@ mod tests {
     use super::*;
 
     #[test]
+    fn how_the_engines_are_wired_is_told_to_people_and_machines() {
+        let told = serde_json::json!({
+            "version": "1.2.3", "role": "client", "ready": true, "problems": [],
+            "uptime_seconds": 61,
+            "mirror": {
+                "address": "http://mirror", "serves": true, "since_seconds": 60, "failure": null,
+            },
+            "wiring": {
+                "summary": "docker wired", "line": "engines wired to http://mirror",
+                "mirror": "http://mirror", "engines": ["docker.service has http://mirror/"],
+                "last_apply": {"at": 1_763_000_000, "failure": null}, "drift": null,
+                "refusals": ["containerd.service: a restart. Allow it"],
+                "notes": ["docker-latest.service is masked"],
+                "next_step": "`registry-agent plan`",
+            },
+        });
+        let status: Status = serde_json::from_value(told.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&status).unwrap(), told);
+        let text = status.to_string();
+        let lines: Vec<&str> = text
+            .lines()
+            .skip_while(|it| !it.starts_with("wiring"))
+            .collect();
+        let changed = lines[2];
+        assert!(
+            changed.starts_with("changed ") && changed.ends_with(" ago, proved"),
+            "{text}"
+        );
+        let rest = [&lines[..2], &lines[3..]].concat();
+        assert_eq!(
+            rest,
+            [
+                "wiring     docker wired",
+                "           docker.service has http://mirror/",
+                "refused    containerd.service: a restart. Allow it",
+                "note       docker-latest.service is masked",
+                "next step  `registry-agent plan`",
+            ]
+        );
+    }
+
+    #[test]
     fn bytes_are_said_as_people_say_them() {
         for (bytes, said) in [
             (0, "0 B"),

@@ -10,6 +10,7 @@ mod support;
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::agent::{Agent, Exit, Setup};
@@ -127,6 +128,37 @@ fn the_status_line_is_in_the_words_that_people_read() {
     }
     agent.signal(Signal::SIGTERM);
     manager.hears("STOPPING=1");
+}
+
+#[test]
+fn the_status_line_is_current_within_a_second_and_says_what_the_hub_leaves() {
+    let hub = Upstream::start();
+    hub.limit(100);
+    let (manager, setup) = Manager::of(Setup::mirror(&hub));
+    let agent = setup.start();
+    manager.hears("READY=1");
+    let mut took = Vec::new();
+    let mut line = String::new();
+    for number in 1..=3 {
+        let (tag, image) = (number.to_string(), Image::small(number));
+        hub.push("library/app", &tag, &image);
+        agent.pull("library/app", &tag, &image);
+        let pulled = Instant::now();
+        // A manifest, a layer and a config of each.
+        let misses = format!(" {} misses, ", 3 * number);
+        while !line.contains(&misses) {
+            line = manager.hears("STATUS=ready: mirror of docker.io, ");
+        }
+        took.push(pulled.elapsed());
+    }
+    // A machine may be slow for a moment; a line that comes by chance is not quick three times.
+    let quickest = took.iter().min().unwrap();
+    assert!(*quickest < Duration::from_secs(1), "{took:?}");
+    let left = agent.status()["upstreams"][0]["budget_remaining"].to_string();
+    let budget = format!(", hub budget {left}/100");
+    while !line.contains(&budget) {
+        line = manager.hears("STATUS=ready: mirror of docker.io, ");
+    }
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{fail, print};
-use crate::host::install::{self, Done};
+use crate::config::Sources;
+use crate::host::install::{self, Done, Told};
 use crate::host::journal::Journal;
-use crate::host::live::ThisHost;
+use crate::host::live::{self, ThisHost};
 
 /// Installs the units of this binary. Exit code 0: they are as they should be and run; 1: not.
 pub(super) async fn install(host: &ThisHost) -> ExitCode {
@@ -18,11 +19,32 @@ pub(super) async fn install(host: &ThisHost) -> ExitCode {
         Ok(binary) => binary,
         Err(error) => return fail(&error, 1),
     };
-    let settings = host.settings();
-    match install::install(Path::new("/"), &binary, &settings, host.manager()).await {
+    let installed = install::install(Path::new("/"), &binary, told(), host.manager());
+    // In a box: what it holds is large.
+    match Box::pin(installed).await {
         Ok(done) => said(&done, "everything is installed already\n"),
         Err(error) => fail(&error, 1),
     }
+}
+
+/// What the units are to be, by the agent's own as it is loaded now.
+async fn told() -> Result<Told, String> {
+    let host = ThisHost::connect(Sources::from_process(None, None)).await;
+    let host = host.map_err(|error| error.to_string())?;
+    let settings = host.settings();
+    let folders = match live::folders_to_write(host.manager(), &settings).await {
+        Ok(folders) => Some(folders),
+        Err(why) => {
+            let said = format!(
+                "the engines can't be wired yet, and where the service has to write for that is \
+                 not known: {why}\nRun `registry-agent install` again when that is put right."
+            );
+            // A message, and no failure: the units do without.
+            let _ = fail(&said, 0);
+            None
+        }
+    };
+    Ok(Told { settings, folders })
 }
 
 /// Unwires the engines, and removes the units. Exit code 0: they are gone; 1: not.

@@ -1,15 +1,19 @@
 //! `registry-agent plan`: what would be changed on this host.
 
-use std::io::IsTerminal as _;
+use std::fs::File;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::{fail, print};
 use crate::config::{self, Settings, Sources};
-use crate::host::live;
+use crate::host::live::{self, ThisHost};
 use crate::host::observe::Observed;
 use crate::host::plan::{Plan, Printed, Wanted};
-use crate::systemd::Manager;
+
+/// What is read of saved facts, in bytes: a few files of at most a megabyte each.
+const LIMIT: u64 = 32 * 1024 * 1024;
 
 /// Prints the plan and changes nothing. Exit code 0: there is nothing to do; 2: there is; 1: it
 /// can't be said.
@@ -19,15 +23,12 @@ pub(super) fn plan(
     wanted: Wanted,
     json: bool,
 ) -> ExitCode {
-    let settings = match config::load(&sources.clone().of_the_unit()) {
-        Ok(loaded) => loaded.settings,
-        Err(errors) => return fail(&errors, 1),
+    let known = match facts {
+        Some(file) => recorded(file, sources),
+        None => observed(sources),
     };
-    let observed = match facts {
-        Some(file) => recorded(file),
-        None => observed(&settings),
-    };
-    let made: Plan = match observed.and_then(|facts| live::planned(&facts, &settings, wanted)) {
+    let made = known.and_then(|(facts, settings)| live::planned(&facts, &settings, wanted));
+    let made: Plan = match made {
         Ok(made) => made,
         Err(error) => return fail(&error, 1),
     };
@@ -44,11 +45,7 @@ pub(super) fn plan(
 
 /// Prints what a plan for this host is made of. Exit code 0, or 1 where it can't be said.
 pub(super) fn print_facts(sources: &Sources) -> ExitCode {
-    let settings = match config::load(&sources.clone().of_the_unit()) {
-        Ok(loaded) => loaded.settings,
-        Err(errors) => return fail(&errors, 1),
-    };
-    let text = observed(&settings).and_then(|observed| {
+    let text = observed(sources).and_then(|(observed, _)| {
         let text = serde_json::to_string_pretty(&observed.facts);
         text.map_err(|error| format!("can't write the facts as JSON: {error}"))
     });
@@ -66,29 +63,41 @@ pub(super) fn show(plan: &Plan) -> String {
     Printed { plan, coloured }.to_string()
 }
 
-fn recorded(file: &Path) -> Result<Observed, String> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| format!("can't read the facts in {}: {error}", file.display()))?;
-    match serde_json::from_str(&text) {
-        Ok(facts) => Ok(Observed {
-            facts,
-            notes: Vec::new(),
-        }),
-        Err(error) => Err(format!(
-            "{} does not hold the facts of a host: {error}",
-            file.display()
-        )),
+type Known = (Observed, Arc<Settings>);
+
+/// Facts that were saved, and the configuration beside this command.
+fn recorded(file: &Path, sources: &Sources) -> Result<Known, String> {
+    let loaded = config::load(&sources.clone().of_the_unit()).map_err(|e| e.to_string())?;
+    let name = file.display();
+    let mut text = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut text));
+    read.map_err(|error| format!("can't read the facts in {name}: {error}"))?;
+    if text.len() as u64 > LIMIT {
+        return Err(format!(
+            "can't read the facts in {name}: it is larger than {LIMIT} bytes, which the facts of no \
+             host are"
+        ));
     }
+    let facts = serde_json::from_slice(&text)
+        .map_err(|error| format!("{name} does not hold the facts of a host: {error}"))?;
+    let observed = Observed {
+        facts,
+        notes: Vec::new(),
+    };
+    Ok((observed, Arc::new(loaded.settings)))
 }
 
-/// This host's own facts.
-fn observed(settings: &Settings) -> Result<Observed, String> {
+/// This host's own facts, and its agent's configuration.
+fn observed(sources: &Sources) -> Result<Known, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.map_err(|error| format!("can't start: {error}"))?;
     runtime.block_on(async {
-        let manager = Manager::system().await.map_err(|error| error.to_string())?;
-        live::facts(Some(&manager), settings).await
+        let host = ThisHost::connect(sources.clone()).await;
+        let host = host.map_err(|error| error.to_string())?;
+        let settings = host.settings();
+        let facts = live::facts(Some(host.manager()), &settings).await?;
+        Ok((facts, settings))
     })
 }

@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+
 use super::{fail, print};
 use crate::admin::client;
 use crate::config::{self, AdminAddress, Loaded, Sources};
 use crate::status::Status;
-use crate::status::wiring::{rows, wiring};
+use crate::status::wiring::{absence, rows, wiring};
 
 /// Asks the running agent. Exit code 0: ready; 3: running, not ready; 1: not to be reached; 2: the
 /// configuration.
@@ -33,8 +36,8 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
         Ok(body) => body,
         Err(error) => {
             let error = format!(
-                "can't ask the agent at {admin}: {error}\nIs it running? `systemctl status \
-                 registry-agent`; if it has a configuration of its own, name it with --config."
+                "can't ask the agent at {admin}: {error}\n{}",
+                remedy(&admin)
             );
             // The host's part is another process, and may know what is wrong.
             let known = wiring().filter(|_| !json);
@@ -53,11 +56,25 @@ pub(super) fn status(sources: &Sources, json: bool) -> ExitCode {
     print(&if json {
         String::from_utf8_lossy(&body).into_owned()
     } else {
-        status.to_string()
+        let absence = status.wiring.is_none().then(|| absence(Path::new("/")));
+        let absence = absence.flatten();
+        let row = absence.map(|(name, value)| format!("{name:<10} {value}\n"));
+        status.to_string() + &row.unwrap_or_default()
     });
     if status.ready {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(3)
     }
+}
+
+/// What a person can do about an agent that does not answer there.
+fn remedy(admin: &AdminAddress) -> &'static str {
+    if let AdminAddress::Unix(path) = admin
+        && access(path, AccessFlags::W_OK) == Err(Errno::EACCES)
+    {
+        return "This user may not ask it: `sudo registry-agent status`.";
+    }
+    "Is it running? `systemctl status registry-agent` says, and `journalctl --unit=registry-agent` \
+     why not; if it has a configuration of its own, name it with --config."
 }

@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -17,6 +17,9 @@ pub const DEFAULT_FILE: &str = "/etc/registry-agent/config.yaml";
 
 /// The folder beside a configuration file whose `*.yaml` are merged over it.
 const DROP_INS: &str = "config.d";
+
+/// What is read of a configuration file, in bytes.
+const LIMIT: u64 = 4 * 1024 * 1024;
 
 /// The folder that the agent's own unit has while it runs, and keeps after that.
 const UNIT_RUNTIME: &str = "/run/registry-agent";
@@ -165,7 +168,14 @@ fn file(path: &Path, read: &mut Vec<PathBuf>, remarks: &mut Vec<Remark>) -> Opti
 
 /// A file's text, or why it can't be read.
 pub(super) fn read_text(path: &Path) -> Result<String, String> {
-    let bytes = fs::read(path).map_err(|error| format!("can't be read: {error}"))?;
+    let mut bytes = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes));
+    read.map_err(|error| format!("can't be read: {error}"))?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(format!(
+            "is larger than {LIMIT} bytes, which no configuration is"
+        ));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         format!("is not UTF-8 text: byte {offset} (from 0) does not belong there")
@@ -281,6 +291,12 @@ mod tests {
             (1, 1, 1),
             "a link to nothing is not a file that is absent"
         );
+    }
+
+    #[test]
+    fn a_file_that_does_not_end_is_refused() {
+        let said = read_text(Path::new("/dev/zero")).unwrap_err();
+        assert!(said.contains("larger than 4194304 bytes"), "{said}");
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub struct Facts {
     /// mirror has moved, they are taken out again. Empty where nothing was ever wired.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<String>,
+    /// Those of `files` (what a link leads to, not the link) that whoever read the facts can't
+    /// replace, since they are on a file system that is read-only to it; each with its real folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub read_only: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// The container engines of a host, each absent where there is none.

@@ -2,11 +2,12 @@
 
 mod manager;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use super::facts::UnitFacts;
 use crate::config::{AdminAddress, Settings};
@@ -25,11 +26,16 @@ pub const STATE_DIRECTORY: &str = "/var/lib/registry-agent";
 
 /// Where packages install the binary, as the units have it.
 const PACKAGED: &str = "/usr/bin/registry-agent";
-/// What systemd and systemd-sysusers read: the administrator's folder, and the package's.
-const UNITS: [&str; 2] = ["etc/systemd/system", "usr/lib/systemd/system"];
+/// What systemd reads, relative to the root: the administrator's folder, and the package's.
+pub const UNITS: [&str; 2] = ["etc/systemd/system", "usr/lib/systemd/system"];
+/// What systemd-sysusers reads, likewise.
 const SYSUSERS: [&str; 2] = ["etc/sysusers.d", "usr/lib/sysusers.d"];
 const SYSUSERS_FILE: &str = "registry-agent.conf";
 const SOCKET_DROP_IN: &str = "etc/systemd/system/registry-agent.socket.d/10-listen.conf";
+const HOST_DROP_IN: &str = "etc/systemd/system/registry-agent-host.service.d/10-write.conf";
+
+/// What is read of a unit file or drop-in, in bytes: none of ours is larger.
+const LIMIT: u64 = 1024 * 1024;
 
 const AGENT_UNIT: &str = include_str!("../../units/registry-agent.service");
 const SOCKET_UNIT: &str = include_str!("../../units/registry-agent.socket");
@@ -92,6 +98,9 @@ pub enum InstallError {
         /// What came back.
         problem: String,
     },
+    /// What the agent is configured with can't be known.
+    #[error("the units are written, and not started: {0}")]
+    Configuration(String),
     /// The engines are still wired.
     #[error("the engines could not be unwired, so nothing was removed: {0}")]
     Unwire(String),
@@ -100,12 +109,25 @@ pub enum InstallError {
 /// What was done, in sentences for people; nothing where all was as it should be.
 pub type Done = Vec<String>;
 
+/// What the units have to be, beyond what they are in every host.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// The agent's configuration.
+    pub settings: Arc<Settings>,
+    /// The folders outside of `/etc` that the engines' files are in, to which the host's part is let
+    /// write; where they are not known, it may do what it might before.
+    pub folders: Option<BTreeSet<PathBuf>>,
+}
+
 /// Writes, enables and starts the units of the binary at `binary` (an absolute path without links),
 /// as far as that is not done yet. `root` is `/`, or a folder that stands for it.
+///
+/// `told` is asked when the agent's unit is loaded, since a drop-in that was there before it may name
+/// another configuration.
 pub async fn install(
     root: &Path,
     binary: &Path,
-    settings: &Settings,
+    told: impl Future<Output = Result<Told, String>>,
     units: &impl Units,
 ) -> Result<Done, InstallError> {
     check_binary(root, binary)?;
@@ -125,25 +147,31 @@ pub async fn install(
         (HOST, HOST_UNIT),
     ];
     let texts = texts.map(|(name, text)| (name, for_binary(text, binary)));
-    let mut changed = write_all(root, &UNITS, texts, &mut done)?;
-    let sockets = put(
-        &root.join(SOCKET_DROP_IN),
-        drop_in(settings).as_deref(),
-        &mut done,
-    )?;
-    changed |= sockets;
-
+    let changed = write_all(root, &UNITS, texts, &mut done)?;
     let mut loaded = BTreeMap::new();
     for name in [SOCKET, AGENT, HOST] {
         let unit = did(units.unit(name).await, format!("look at {name}"))?;
         loaded.insert(name, unit);
     }
     if changed || loaded.values().any(|unit| unit.need_daemon_reload) {
-        did(
-            units.daemon_reload().await,
-            "have systemd read its units again",
-        )?;
-        done.push("systemd has read its units again".to_owned());
+        read_again(units, &mut done).await?;
+    }
+    let told = told.await.map_err(InstallError::Configuration)?;
+    let sockets = put(
+        &root.join(SOCKET_DROP_IN),
+        drop_in(&told.settings).as_deref(),
+        &mut done,
+    )?;
+    let folders = match &told.folders {
+        Some(folders) => put(
+            &root.join(HOST_DROP_IN),
+            write_drop_in(folders).as_deref(),
+            &mut done,
+        )?,
+        None => false,
+    };
+    if sockets || folders {
+        read_again(units, &mut done).await?;
     }
     let disabled: Vec<&str> = names(&loaded, |unit| unit.unit_file_state != "enabled");
     if !disabled.is_empty() {
@@ -171,6 +199,9 @@ pub async fn install(
             format!("restart {AGENT}"),
         )?;
         done.push(format!("asked for a restart of {AGENT}"));
+    } else if folders && loaded[HOST].active_state == "active" {
+        did(units.enqueue_restart(HOST).await, format!("restart {HOST}"))?;
+        done.push(format!("asked for a restart of {HOST}"));
     }
     let stopped = (sockets && runs) || without_socket;
     let idle = names(&loaded, |unit| stopped || unit.active_state != "active");
@@ -220,9 +251,11 @@ pub async fn uninstall(
     for name in [AGENT, SOCKET, HOST] {
         removed |= put(&root.join(UNITS[0]).join(name), None, &mut done)?;
     }
-    removed |= put(&root.join(SOCKET_DROP_IN), None, &mut done)?;
-    // Only if nobody else has a drop-in there.
-    let _ = fs::remove_dir(root.join(SOCKET_DROP_IN).with_file_name(""));
+    for drop_in in [SOCKET_DROP_IN, HOST_DROP_IN].map(|file| root.join(file)) {
+        removed |= put(&drop_in, None, &mut done)?;
+        // Only if nobody else has a drop-in there.
+        let _ = fs::remove_dir(drop_in.with_file_name(""));
+    }
     let users = root.join(SYSUSERS[0]);
     if put(&users.join(SYSUSERS_FILE), None, &mut done)? {
         // Not every distribution has it: where nobody else uses it, it was made for this.
@@ -238,6 +271,15 @@ pub async fn uninstall(
         )?;
     }
     Ok(done)
+}
+
+async fn read_again(units: &impl Units, done: &mut Done) -> Result<(), InstallError> {
+    did(
+        units.daemon_reload().await,
+        "have systemd read its units again",
+    )?;
+    done.push("systemd has read its units again".to_owned());
+    Ok(())
 }
 
 fn did<T>(result: Result<T, String>, what: impl Into<String>) -> Result<T, InstallError> {
@@ -340,6 +382,24 @@ fn drop_in(settings: &Settings) -> Option<String> {
     })
 }
 
+/// What lets the host's part write where the engines' files are, if that is not in `/etc`.
+fn write_drop_in(folders: &BTreeSet<PathBuf>) -> Option<String> {
+    // A folder that goes must not keep the service from starting: `-`. Quotes for blanks, and a
+    // specifier begins with %: systemd.exec(5), systemd.unit(5).
+    let line = |folder: &PathBuf| {
+        let folder = folder.display().to_string().replace('%', "%%");
+        format!("ReadWritePaths=\"-{folder}\"\n")
+    };
+    let lines: String = folders.iter().map(line).collect();
+    (!lines.is_empty()).then(|| {
+        format!(
+            "# By `registry-agent install`: the engines' files are there, which the unit's own\n\
+             # ReadWritePaths= does not have.\n\
+             [Service]\n{lines}"
+        )
+    })
+}
+
 /// Writes the files that are not what they should be, in the administrator's folder, and removes
 /// those there that only hide the same file of a package. Whether anything changed.
 fn write_all<const N: usize>(
@@ -358,8 +418,15 @@ fn write_all<const N: usize>(
 }
 
 fn read(file: &Path) -> Result<Option<Vec<u8>>, InstallError> {
-    match fs::read(file) {
-        Ok(bytes) => Ok(Some(bytes)),
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(length) if length as u64 > LIMIT => Err(InstallError::File {
+            what: "read",
+            file: file.to_owned(),
+            source: io::Error::other(format!("it is larger than {LIMIT} bytes")),
+        }),
+        Ok(_) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(InstallError::File {
             what: "read",

@@ -1,17 +1,20 @@
 //! This host, as it is: its service manager, its daemons, its files and its agent, for the verbs and
 //! the loop that plan and change it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Deserialize;
 
+use super::agent_unit::{self, EnvironmentError};
 use super::facts::Facts;
+use super::install;
 use super::journal::Journal;
-use super::observe;
 use super::plan::{self, Plan, Wanted};
 use super::system::Host as ThisSystem;
 use super::watch::{self, Probe, Terms, Word};
+use super::{observe, read};
 use crate::admin::client;
 use crate::config::{self, AdminAddress, Settings, Sources};
 use crate::systemd::{Manager, notify};
@@ -28,6 +31,9 @@ pub enum LiveError {
     /// The service manager can't be reached.
     #[error("{0}")]
     Manager(#[from] crate::systemd::ManagerError),
+    /// What the agent's unit says can't be followed.
+    #[error("{0}")]
+    Unit(#[from] EnvironmentError),
 }
 
 /// This host.
@@ -52,14 +58,16 @@ struct AgentMirror {
 }
 
 impl ThisHost {
-    /// Reads the configuration and connects to the system bus.
+    /// Connects to the system bus, and reads the configuration of the agent that its unit starts,
+    /// unless another one is named.
     pub async fn connect(sources: Sources) -> Result<Self, LiveError> {
-        let sources = sources.of_the_unit();
+        let manager = Manager::system().await?;
+        let unit = manager.unit(install::AGENT).await?;
+        let sources = agent_unit::sources(Path::new(ROOT), &unit, sources)?;
         let loaded = config::load(&sources)?;
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        let manager = Manager::system().await?;
         Ok(Self {
             system: ThisSystem::new(manager.clone(), ROOT),
             manager,
@@ -188,6 +196,29 @@ impl watch::Host for ThisHost {
             }
         }
     }
+}
+
+/// The folders outside of `/etc` in which files of this host's engines are changed, or were: what the
+/// service has to be let write to. Folders that are there, and none that the whole system is in.
+pub async fn folders_to_write(
+    manager: &Manager,
+    settings: &Settings,
+) -> Result<BTreeSet<PathBuf>, String> {
+    let root = Path::new(ROOT);
+    let observed = facts(Some(manager), settings).await?;
+    let plan = planned(&observed, settings, Wanted::Wired)?;
+    let journal = Journal::at(Journal::default_folder(root));
+    let changed = journal.originals().map_err(|error| error.to_string())?;
+    let files = plan.files.into_iter().map(|change| change.path);
+    let files = files.chain(changed.files.into_keys());
+    let folders = files.filter_map(|file| {
+        let folder = read::real_folder(root, &file)?;
+        let there = read::existing(root, &folder)?;
+        // `/opt/docker`, and not `/opt`.
+        let own = there.components().count() > 2 && !there.starts_with("/etc");
+        own.then(|| there.to_owned())
+    });
+    Ok(folders.collect())
 }
 
 /// The plan for what was observed, with what could not be.

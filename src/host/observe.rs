@@ -8,7 +8,7 @@ use std::{fs, io};
 use futures_util::future::{join_all, try_join_all};
 
 use super::facts::{
-    BuildkitFacts, ContainerdFacts, DockerFacts, Engines, Facts, PodmanFacts, UnitFacts,
+    BuildkitFacts, ContainerdFacts, DockerFacts, Engines, Facts, FileFacts, PodmanFacts, UnitFacts,
 };
 use super::read::{self, below};
 use super::{docker_api, plan};
@@ -61,8 +61,8 @@ pub async fn facts(
     };
     let mut facts = Facts {
         engines,
-        files: BTreeMap::new(),
         previous,
+        ..Facts::default()
     };
     // A file may name others.
     loop {
@@ -76,10 +76,27 @@ pub async fn facts(
         });
         facts.files.extend(read);
     }
+    facts.read_only = read_only(root, &facts.files);
     Ok(Observed {
         facts,
         notes: notes.into_iter().flatten().collect(),
     })
+}
+
+/// Which of these files this process can't replace: a service sees most of the host read-only.
+fn read_only(root: &Path, files: &BTreeMap<PathBuf, FileFacts>) -> BTreeMap<PathBuf, PathBuf> {
+    let targets = files.iter().map(|(path, file)| match file {
+        FileFacts::Text {
+            link_to: Some(target),
+            ..
+        } => target,
+        _ => path,
+    });
+    let found = targets.filter_map(|path| {
+        let folder = read::read_only_folder(root, path)?;
+        Some((path.clone(), folder))
+    });
+    found.collect()
 }
 
 /// Those of these units that are there, also masked or broken, and each once: one may be another's

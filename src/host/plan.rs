@@ -23,8 +23,10 @@ mod hosts_file;
 mod hosts_toml;
 mod podman;
 mod print;
-mod words;
+mod read_only;
+pub(super) mod words;
 
+pub(super) use context::argument;
 pub use print::Printed;
 
 /// What the engines are to be told.
@@ -117,7 +119,7 @@ pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Pl
                 ),
             }),
             (Manage::Auto | Manage::Always, true) => match part() {
-                Ok(part) => plan.extend(part),
+                Ok(part) => plan.extend(read_only::refused(&context, name, part)),
                 Err(error) => errors.push(error),
             },
             (Manage::Report, true) => plan.notes.extend(print::reported(name, part())),

@@ -100,6 +100,31 @@ fn label(file: &File) -> io::Result<Option<String>> {
     }
 }
 
+/// The folder in which this file really is, also where neither exists yet; nothing where that can't
+/// be said.
+pub fn real_folder(root: &Path, path: &Path) -> Option<PathBuf> {
+    let target = resolve(root, path).ok()?;
+    target.parent().map(Path::to_owned)
+}
+
+/// The nearest folder of this one's, or itself, that is there.
+pub fn existing<'a>(root: &Path, folder: &'a Path) -> Option<&'a Path> {
+    folder
+        .ancestors()
+        .find(|folder| below(root, folder).is_dir())
+}
+
+/// The real folder of this file, where it, or the nearest one above it that is there, is on a file
+/// system that this process sees read-only. Permissions are not looked at: they are root's anyway.
+pub fn read_only_folder(root: &Path, path: &Path) -> Option<PathBuf> {
+    use rustix::fs::StatVfsMountFlags;
+
+    let folder = real_folder(root, path)?;
+    let there = existing(root, &folder)?;
+    let flags = rustix::fs::statvfs(below(root, there)).ok()?.f_flag;
+    flags.contains(StatVfsMountFlags::RDONLY).then_some(folder)
+}
+
 /// The path below the root, absolute as it is.
 pub fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))

@@ -238,8 +238,12 @@ impl Staged {
             && label(&file).as_ref() != Some(wanted)
         {
             let flags = rustix::fs::XattrFlags::empty();
-            rustix::fs::fsetxattr(&file, SELINUX, wanted.as_bytes(), flags)
-                .map_err(|errno| failed("set the SELinux label of")(errno.into()))?;
+            match rustix::fs::fsetxattr(&file, SELINUX, wanted.as_bytes(), flags) {
+                Err(errno) if !may_lack_label(errno, Path::new("/")) => {
+                    return Err(failed("set the SELinux label of")(errno.into()));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
         // After the owner: changing that takes set-user-ID bits away.
         file.set_permissions(Permissions::from_mode(*mode))
@@ -263,6 +267,17 @@ impl Drop for Staged {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Whether a file may go without the label that it should have, after this refusal. Without `SELinux`
+/// the kernel lets only `CAP_SYS_ADMIN` set one, nobody looks at it, and a host that turns `SELinux` on
+/// again labels every file anew; with it, also while it only warns, a wrong label is an error.
+fn may_lack_label(refusal: rustix::io::Errno, root: &Path) -> bool {
+    use rustix::io::Errno;
+
+    let refused = matches!(refusal, Errno::PERM | Errno::ACCESS | Errno::NOTSUP);
+    // selinux(8): it is mounted there where SELinux is enabled.
+    refused && !under(root, Path::new("/sys/fs/selinux/enforce")).exists()
 }
 
 /// Makes `path` what the facts say, durably.
@@ -376,6 +391,24 @@ mod tests {
             panic!("no text");
         };
         assert_eq!(selinux.as_deref(), Some(label));
+    }
+
+    #[test]
+    fn a_label_may_be_missing_only_where_no_selinux_is() {
+        use rustix::io::Errno;
+
+        let root = tempfile::tempdir().unwrap();
+        assert!(may_lack_label(Errno::PERM, root.path()));
+        assert!(may_lack_label(Errno::NOTSUP, root.path()));
+        assert!(!may_lack_label(Errno::NOSPC, root.path()));
+        // The mount point alone is a kernel's that could and does not.
+        let selinux = root.path().join("sys/fs/selinux");
+        fs::create_dir_all(&selinux).unwrap();
+        assert!(may_lack_label(Errno::PERM, root.path()));
+        for mode in ["0", "1"] {
+            put(&selinux.join("enforce"), &text(mode, 0o644, None)).unwrap();
+            assert!(!may_lack_label(Errno::PERM, root.path()), "{mode}");
+        }
     }
 
     #[test]

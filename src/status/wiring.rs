@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Row;
+use crate::host::install;
 use crate::host::watch::{LastApply, STATE_FILE, State};
 
 /// What is read of it, in bytes.
@@ -35,6 +36,7 @@ pub fn rows(state: &State) -> Vec<Row> {
     rows.extend(blocked.map(|blocked| ("blocked", blocked.clone())));
     let refusals = state.refusals.iter();
     rows.extend(refusals.map(|refusal| ("refused", refusal.clone())));
+    rows.extend(state.notes.iter().map(|note| ("note", note.clone())));
     rows.extend(
         state
             .next_step
@@ -42,6 +44,19 @@ pub fn rows(state: &State) -> Vec<Row> {
             .map(|step| ("next step", step.clone())),
     );
     rows
+}
+
+/// What to do where nothing says how the engines are wired, although the units that wire them are
+/// installed below this root (`/`).
+pub fn absence(root: &Path) -> Option<Row> {
+    let mut folders = install::UNITS.iter();
+    let installed = folders.any(|folder| root.join(folder).join(install::HOST).exists());
+    let step = format!(
+        "{unit} does not run, so nobody looks after how the engines are wired: `journalctl \
+         --unit={unit}` says why, `systemctl start {unit}` starts it",
+        unit = install::HOST
+    );
+    installed.then_some(("next step", step))
 }
 
 /// `5m ago, proved`, or how it failed.
@@ -96,10 +111,31 @@ mod tests {
             summary: "docker not wired".to_owned(),
             drift: Some("changed by somebody else".to_owned()),
             blocked: Some("the journal can't be understood".to_owned()),
+            refusals: vec!["docker: a flag. Take it away".to_owned()],
+            notes: vec!["docker.service is masked".to_owned()],
             next_step: Some("`registry-agent plan`".to_owned()),
             ..State::default()
         };
         let names: Vec<&str> = rows(&state).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["wiring", "drift", "blocked", "next step"]);
+        let expected = ["wiring", "drift", "blocked", "refused", "note", "next step"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn a_part_that_is_installed_and_says_nothing_is_named_with_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(absence(root.path()), None);
+        let unit = root
+            .path()
+            .join("usr/lib/systemd/system")
+            .join(install::HOST);
+        std::fs::create_dir_all(unit.parent().unwrap()).unwrap();
+        File::create_new(unit).unwrap();
+        let (name, step) = absence(root.path()).unwrap();
+        assert_eq!(name, "next step");
+        assert!(
+            step.contains("`journalctl --unit=registry-agent-host.service`"),
+            "{step}"
+        );
     }
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::harness::command::Finished;
 use crate::harness::{Host, Network, poll};
 
@@ -49,13 +51,18 @@ fn install(host: &Host) -> String {
 
 #[track_caller]
 fn wait_until_wired(host: &Host) {
+    wait_until_wired_to(host, MIRROR);
+}
+
+#[track_caller]
+fn wait_until_wired_to(host: &Host, mirror: &str) {
     let ask = [
         "docker",
         "info",
         "--format",
         "{{json .RegistryConfig.Mirrors}}",
     ];
-    let wired = format!("[\"{MIRROR}/\"]");
+    let wired = format!("[\"{mirror}/\"]");
     poll::until("docker has the mirror", PATIENCE, || {
         let mirrors = host.try_run(&ask);
         if mirrors.stdout.trim() == wired {
@@ -341,4 +348,230 @@ fn uninstall_unwires_and_leaves_no_trace() {
     assert_same(&trace(&host), &before, "nothing was installed");
     install(&host);
     wait_until_wired(&host);
+}
+
+/// What `registry-agent status --json` says once this holds of how the engines are wired.
+#[track_caller]
+fn wait_until_wiring(host: &Host, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    poll::until(what, PATIENCE, || {
+        let said = host.try_run(&[BINARY, "status", "--json"]);
+        match serde_json::from_str::<Value>(&said.stdout) {
+            Ok(status) if holds(&status["wiring"]) => Ok(status["wiring"].clone()),
+            _ => Err(said),
+        }
+    })
+}
+
+#[test]
+fn a_file_outside_of_etc_is_wired_after_install_and_refused_where_the_service_may_not_write() {
+    const FILE: &str = "/opt/docker/daemon.json";
+    const BEFORE: &str = "{\n  \"debug\": false\n}\n";
+    const DROP_IN: &str = "/etc/systemd/system/registry-agent-host.service.d/10-write.conf";
+    const DOCKER: &str = "\
+[Service]
+ExecStart=
+ExecStart=/usr/sbin/dockerd -H fd:// --config-file=/opt/docker/daemon.json
+";
+    let network = Network::new();
+    let mut host = Host::new(&network, "one", 11);
+    host.write_executable(BINARY, &this_binary());
+    host.write("/etc/registry-agent/config.yaml", CONFIG);
+    host.write("/etc/systemd/system/docker.service.d/own.conf", DOCKER);
+    host.write(FILE, BEFORE);
+    // Of a time when SELinux was on: most kernels without it let the service set no such label, and
+    // it need not. This machine's may, so it is made to refuse.
+    host.write(
+        &DROP_IN.replace("10-write", "no-labels"),
+        "[Service]\nSystemCallFilter=~fsetxattr\n",
+    );
+    let label = b"system_u:object_r:container_config_t:s0";
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(host.path(FILE), "security.selinux", label, flags).expect("a label");
+    host.boot();
+    let facts = host.run(&[BINARY, "plan", "--print-facts"]);
+    assert!(facts.contains("container_config_t"), "{facts}");
+
+    let said = install(&host);
+    assert!(said.contains(&format!("wrote {DROP_IN}")), "{said}");
+    wait_until_wired(&host);
+    assert!(host.read(FILE).contains(MIRROR));
+    assert_eq!(install(&host), "everything is installed already\n");
+
+    // By hand, as whoever has packaged units does not run `install`.
+    host.run(&["rm", DROP_IN]);
+    host.run(&["systemctl", "stop", HOST]);
+    let unwired = host.read(FILE);
+    host.run(&["systemctl", "daemon-reload"]);
+    host.run(&["systemctl", "start", HOST]);
+    let wiring = wait_until_wiring(&host, "it is refused", |wiring| {
+        wiring["refusals"][0].is_string()
+    });
+    let refusal = wiring["refusals"][0].to_string();
+    for words in [
+        FILE,
+        "ReadWritePaths=/opt/docker`",
+        "systemctl edit registry-agent-host.service",
+        "registry-agent install",
+    ] {
+        assert!(refusal.contains(words), "no `{words}` in {refusal}");
+    }
+    assert!(wiring["last_apply"]["failure"].is_null(), "{wiring:#}");
+    assert_eq!(host.read(FILE), unwired, "it is not touched");
+    let shown = host.run(&[BINARY, "status"]);
+    assert!(shown.contains("\nrefused    docker: /opt/"), "{shown}");
+
+    // As it says.
+    host.write(
+        &DROP_IN.replace("10-write", "override"),
+        "[Service]\nReadWritePaths=/opt/docker\n",
+    );
+    host.run(&["systemctl", "daemon-reload"]);
+    host.run(&["systemctl", "restart", HOST]);
+    wait_until_wired(&host);
+    host.run(&["rm", &DROP_IN.replace("10-write", "override")]);
+    let said = install(&host);
+    assert!(said.contains(&format!("wrote {DROP_IN}")), "{said}");
+    poll::until("the host's part is back", PATIENCE, || {
+        match property(&host, HOST, "ReadWritePaths") {
+            paths if paths.contains("/opt/docker") => Ok(()),
+            paths => Err(paths),
+        }
+    });
+    wait_until_wired(&host);
+    host.run(&[BINARY, "uninstall"]);
+    assert_eq!(host.read(FILE), BEFORE);
+    assert!(!host.path(DROP_IN).exists());
+}
+
+#[test]
+fn the_hosts_part_goes_by_the_configuration_that_a_drop_in_gives_the_agent() {
+    const EDITED: &str = "\
+[Service]
+ExecStart=
+ExecStart=/usr/local/bin/registry-agent run --config ${CONF}
+Environment=CONF=/etc/other.yaml REGISTRY_AGENT_HOST__DRIFT=report
+EnvironmentFile=/etc/default/registry-agent
+";
+    const ELSEWHERE: &str = "http://127.0.0.1:5008";
+    let network = Network::new();
+    let host = host_with_binary(&network);
+    host.write(
+        "/etc/systemd/system/registry-agent.service.d/override.conf",
+        EDITED,
+    );
+    host.write("/etc/other.yaml", "role: mirror\nlisten: 127.0.0.1:5007\n");
+    host.write(
+        "/etc/default/registry-agent",
+        "REGISTRY_AGENT_LISTEN='127.0.0.1:5008'\n",
+    );
+    // `install` keeps its ExecStart= in the unit, below the drop-in's.
+    install(&host);
+    let listens = property(&host, SOCKET, "Listen");
+    assert!(listens.contains("127.0.0.1:5008"), "{listens}");
+    wait_until_wired_to(&host, ELSEWHERE);
+    let wiring = wait_until_wiring(&host, "docker is wired", |wiring| {
+        wiring["summary"] == "docker wired"
+    });
+    assert_eq!(wiring["mirror"], ELSEWHERE);
+    assert_eq!(
+        wiring["engines"][0],
+        format!("docker.service has the mirror {ELSEWHERE}/")
+    );
+    assert!(wiring["last_apply"]["at"].is_u64(), "{wiring:#}");
+    let plan = host.try_run(&[BINARY, "plan"]);
+    assert!(
+        plan.code == Some(0) && plan.stdout.ends_with("nothing to do\n"),
+        "{plan}"
+    );
+    assert_eq!(install(&host), "everything is installed already\n");
+    let shown = host.run(&["systemctl", "status", "--no-pager", AGENT]);
+    assert!(shown.contains("; docker wired\""), "{shown}");
+
+    // Its drift is the drop-in's, too.
+    host.write("/etc/docker/daemon.json", "{}\n");
+    let drifted = wait_until_wiring(&host, "drift is left", |wiring| {
+        let drift = wiring["drift"].as_str().unwrap_or_default();
+        drift.contains("changed by somebody else, and left")
+    });
+    assert!(drifted["next_step"].is_string(), "{drifted:#}");
+}
+
+/// What a person sees, and what each state tells them to do.
+#[test]
+fn status_says_what_to_do_when_a_part_does_not_run_or_can_not_be_asked() {
+    let network = Network::new();
+    let host = host_with_binary(&network);
+    install(&host);
+    wait_until_wired(&host);
+    let wired = |wiring: &Value| wiring["summary"] == "docker wired";
+    wait_until_wiring(&host, "the host's part says so", wired);
+    let nobody = ["runuser", "-u", "nobody", "--", BINARY, "status"];
+    let status = || host.try_run(&[BINARY, "status"]);
+
+    // Anybody may look.
+    let shown = host.try_run(&nobody);
+    assert_eq!(shown.code, Some(0), "{shown}");
+    assert!(
+        shown.stdout.contains("\nwiring     docker wired"),
+        "{shown}"
+    );
+    host.run(&["chmod", "600", ADMIN]);
+    let refused = host.try_run(&nobody);
+    assert_eq!(refused.code, Some(1), "{refused}");
+    assert!(
+        refused.stderr.contains("`sudo registry-agent status`"),
+        "{refused}"
+    );
+    host.run(&["chmod", "666", ADMIN]);
+
+    // A broken file is named, with its place, until it is put right.
+    host.write("/etc/docker/daemon.json", "{ // mine\n}\n");
+    poll::until("the broken file is told of", PATIENCE, || {
+        let shown = status();
+        let named = shown.stdout.contains("/etc/docker/daemon.json:1:3");
+        if named && shown.stdout.contains("Correct it") {
+            Ok(())
+        } else {
+            Err(shown)
+        }
+    });
+    host.write("/etc/docker/daemon.json", "{}\n");
+    wait_until_wired(&host);
+
+    // A journal that nobody understands keeps the host's part from running.
+    let journal = "/var/lib/registry-agent-host/original.json";
+    let kept = host.read(journal);
+    host.write(journal, "half of it");
+    host.try_run(&["systemctl", "restart", HOST]);
+    poll::until("the host's part is told of", PATIENCE, || {
+        let shown = status();
+        let steps = ["next step", "journalctl --unit=registry-agent-host"];
+        if steps.iter().all(|step| shown.stdout.contains(step)) {
+            Ok(())
+        } else {
+            Err(shown)
+        }
+    });
+    let log = host.run(&["journalctl", "--no-pager", "--unit", HOST]);
+    assert!(log.contains(journal), "{log}");
+    host.write(journal, &kept);
+    host.run(&["systemctl", "reset-failed", HOST]);
+    host.run(&["systemctl", "restart", HOST]);
+    wait_until_wired(&host);
+
+    host.run(&["systemctl", "stop", HOST]);
+    let shown = status();
+    assert_eq!(shown.code, Some(0), "{shown}");
+    assert!(
+        shown
+            .stdout
+            .contains("`systemctl start registry-agent-host.service`"),
+        "{shown}"
+    );
+    host.run(&["systemctl", "stop", AGENT]);
+    let refused = status();
+    assert_eq!(refused.code, Some(1), "{refused}");
+    for step in ["`systemctl status registry-agent`", "--unit=registry-agent"] {
+        assert!(refused.stderr.contains(step), "no {step}: {refused}");
+    }
 }

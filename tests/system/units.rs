@@ -21,6 +21,8 @@ const STAND_IN_UNIT: &str = "\
 ExecStart=
 ExecStart=/usr/local/bin/stand-in
 NotifyAccess=all
+# Or the curl that its trap starts may be among those that are told to stop.
+KillMode=mixed
 ";
 
 /// A host with all units, whose host's part is a stand-in by a drop-in.
@@ -137,6 +139,67 @@ fn the_hosts_part_stops_while_the_agent_answers_and_comes_and_goes_with_it() {
     });
     agent.wait_until_ready();
     assert_eq!(property(&host, SOCKET, "ActiveState"), "active");
+}
+
+/// How often a message is in a unit's journal.
+#[track_caller]
+fn count(host: &Host, unit: &str, message: &str) -> usize {
+    let journal = ["journalctl", "--no-pager", "--output=cat", "--unit", unit];
+    host.run(&journal).matches(message).count()
+}
+
+#[test]
+fn a_reload_is_sighup_to_both_services_and_no_number_of_deaths_ends_them() {
+    const AGENT: &str = "registry-agent.service";
+    const CONFIG: &str = "/etc/registry-agent/config.yaml";
+    // More than systemd's own limit of starts, five within ten seconds.
+    const DEATHS: u32 = 6;
+    let network = Network::new();
+    let mut host = Host::new(&network, "one", 11);
+    Agent::install(&host, MIRROR).with_all_units();
+    host.boot();
+    let agent = Agent::on(&host);
+    agent.wait_until_ready();
+    wait_until_it_is(&host, HOST_UNIT, "active");
+    for unit in [AGENT, HOST_UNIT] {
+        for (name, value) in [
+            ("Type", "notify"),
+            ("Restart", "always"),
+            ("CanReload", "yes"),
+        ] {
+            assert_eq!(property(&host, unit, name), value, "{unit}: {name}");
+        }
+        let process = property(&host, unit, "MainPID");
+        for (text, message) in [
+            ("no_such_key: 1\n", "the one before stays in force"),
+            (MIRROR, "reloaded"),
+        ] {
+            host.write(CONFIG, text);
+            let before = count(&host, unit, message);
+            host.run(&["systemctl", "reload", unit]);
+            poll::until("it has read it again", PATIENCE, || {
+                match count(&host, unit, message) {
+                    now if now > before => Ok(()),
+                    now => Err(now),
+                }
+            });
+        }
+        assert_eq!(property(&host, unit, "MainPID"), process, "{unit}");
+    }
+    for death in 1..=DEATHS {
+        host.run(&["systemctl", "kill", "--signal=KILL", AGENT]);
+        poll::until("it is started again", PATIENCE, || {
+            let restarts = agent.property("NRestarts");
+            let state = agent.property("ActiveState");
+            if restarts == death.to_string() && state == "active" {
+                Ok(())
+            } else {
+                Err((restarts, state))
+            }
+        });
+    }
+    agent.wait_until_ready();
+    wait_until_it_is(&host, HOST_UNIT, "active");
 }
 
 #[test]

@@ -337,7 +337,7 @@ fn a_mirror_among_dockers_flags_is_changed_only_where_a_restart_is_allowed() {
         refusal.contains("host.docker.restart: if-needed"),
         "{refusal}"
     );
-    let summary = "docker refused: see `registry-agent plan`";
+    let summary = "docker refused: see `registry-agent status`";
     assert_eq!(state["summary"], summary, "{state:#}");
     assert_eq!(host.read(OPTIONS), before);
     assert_mirrors(&host, &["http://old/"]);
@@ -539,6 +539,9 @@ fn a_host_without_docker_or_with_a_masked_one_is_no_failure() {
         assert_eq!(property(&host, HOST_UNIT, "ActiveState"), "active");
         let plan = agent(&host, "plan");
         assert_eq!(plan.code, Some(0), "masked: {masked}: {plan}");
+        let shown = agent(&host, "status").stdout;
+        let step = "`systemctl unmask docker.service` makes it startable again";
+        assert_eq!(shown.contains(step), masked, "{shown}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use registry_agent::config::{self, HostSettings, Sources};
+use registry_agent::host::agent_unit;
 use registry_agent::host::apply::System;
 use registry_agent::host::facts::{EnvironmentFile, FileFacts};
 use registry_agent::host::observe::{self, Observed};
@@ -433,4 +434,109 @@ async fn dockerds_own_check_gets_the_staged_file_after_the_units_flags() {
             .await
             .is_err()
     );
+}
+
+/// `registry-agent.service` as an administrator has made it by `systemctl edit`.
+fn edited_agent(pid: u32, arguments: &[&str]) -> Unit {
+    let words: Vec<String> = std::iter::once("/usr/bin/registry-agent")
+        .chain(arguments.iter().copied())
+        .map(str::to_owned)
+        .collect();
+    Unit {
+        exec_start: vec![(words[0].clone(), words, false, 1, 2, 0, 0, pid, 0, 0)],
+        main_pid: pid,
+        ..Unit::running("registry-agent.service")
+    }
+}
+
+fn unnamed() -> Sources {
+    Sources {
+        config: None,
+        distribution: None,
+        environment: vec![("REGISTRY_AGENT_DRAIN".to_owned(), "7s".to_owned())],
+    }
+}
+
+async fn sources(unit: Unit, host: &Scratch, own: Sources) -> Result<Sources, String> {
+    let (_systemd, manager, _bus) = Systemd::with(vec![unit]).await;
+    let unit = manager.unit("registry-agent.service").await.unwrap();
+    let sources = agent_unit::sources(host.root(), &unit, own);
+    sources.map_err(|error| error.to_string())
+}
+
+fn variable<'a>(sources: &'a Sources, name: &str) -> Vec<&'a str> {
+    let named = sources.environment.iter().filter(|(key, _)| key == name);
+    named.map(|(_, value)| value.as_str()).collect()
+}
+
+#[tokio::test]
+async fn the_agents_configuration_is_the_one_that_its_unit_gives_it() {
+    let host = Scratch::new();
+    host.put(
+        "/etc/default/agent",
+        "# Mine.\nREGISTRY_AGENT_LISTEN=\"127.0.0.1:5007\"\nCONF=/etc/other.yaml\n",
+        0o644,
+    );
+    let mut unit = edited_agent(0, &["run", "--config=${CONF}", "$MORE"]);
+    unit.environment = vec![
+        "REGISTRY_AGENT_LISTEN=127.0.0.1:5006".into(),
+        "REGISTRY_AGENT_DRAIN=9s".into(),
+        "REGISTRY_AGENT_HOST__DRIFT=report".into(),
+    ];
+    unit.environment_files = vec![
+        ("/etc/default/agent".into(), false),
+        ("/etc/default/missing".into(), true),
+    ];
+    let found = sources(unit.clone(), &host, unnamed()).await.unwrap();
+    assert_eq!(found.config.as_deref(), Some(Path::new("/etc/other.yaml")));
+    for (name, value) in [
+        // A file wins over `Environment=`, and whoever runs this over both.
+        ("REGISTRY_AGENT_LISTEN", "127.0.0.1:5007"),
+        ("REGISTRY_AGENT_DRAIN", "7s"),
+        ("REGISTRY_AGENT_HOST__DRIFT", "report"),
+        ("STATE_DIRECTORY", "/var/lib/registry-agent"),
+    ] {
+        assert_eq!(variable(&found, name), [value], "{name}");
+    }
+
+    // What runs counts, and not what would be started.
+    unit.main_pid = 77;
+    let line = ["registry-agent", "run", "--distribution-config", "old.yml"];
+    host.process(77, &line);
+    let found = sources(unit.clone(), &host, unnamed()).await.unwrap();
+    assert_eq!(found.config, None);
+    assert_eq!(found.distribution.as_deref(), Some(Path::new("/old.yml")));
+
+    // Whoever names one means it, with their own variables.
+    let named = Sources {
+        config: Some("/mine.yaml".into()),
+        ..unnamed()
+    };
+    let found = sources(unit, &host, named).await.unwrap();
+    assert_eq!(found.config.as_deref(), Some(Path::new("/mine.yaml")));
+    assert_eq!(variable(&found, "REGISTRY_AGENT_LISTEN"), [""; 0]);
+
+    let none = missing("registry-agent.service");
+    let found = sources(none, &host, unnamed()).await.unwrap();
+    assert_eq!((found.config, found.distribution), (None, None));
+}
+
+#[tokio::test]
+async fn an_environment_file_of_the_agent_that_can_not_be_followed_is_named() {
+    let host = Scratch::new();
+    fs::create_dir_all(host.root().join("etc/default/folder")).unwrap();
+    for (file, optional, why) in [
+        ("/etc/default/missing", false, "is not there"),
+        ("/etc/default/folder", true, "it is a folder, not a file"),
+        ("/etc/default/agent*", true, "name each file by itself"),
+    ] {
+        let mut unit = edited_agent(0, &["run"]);
+        unit.environment_files = vec![(file.into(), optional)];
+        let Err(said) = sources(unit, &host, unnamed()).await else {
+            panic!("{file} could be followed")
+        };
+        for words in ["registry-agent.service", file, why] {
+            assert!(said.contains(words), "no `{words}`: {said}");
+        }
+    }
 }

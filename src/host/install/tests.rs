@@ -85,6 +85,9 @@ impl Units for Manager {
 }
 
 const BINARY: &str = "/usr/local/bin/registry-agent";
+static NOWHERE: BTreeSet<PathBuf> = BTreeSet::new();
+/// What the engines of most hosts need.
+const ETC_ONLY: Option<&BTreeSet<PathBuf>> = Some(&NOWHERE);
 
 /// A root with the binary, which is what the process 1 runs.
 fn host() -> (tempfile::TempDir, Manager) {
@@ -110,6 +113,21 @@ fn settings(text: &str) -> Settings {
         ],
     };
     config::load(&sources).unwrap().settings
+}
+
+/// [`super::install`] with what is told at once.
+async fn install(
+    root: &Path,
+    binary: &Path,
+    settings: &Settings,
+    folders: Option<&BTreeSet<PathBuf>>,
+    units: &Manager,
+) -> Result<Done, InstallError> {
+    let told = Told {
+        settings: Arc::new(settings.clone()),
+        folders: folders.cloned(),
+    };
+    super::install(root, binary, async { Ok(told) }, units).await
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
@@ -138,7 +156,7 @@ fn files(root: &Path) -> Vec<String> {
 fn units_are_written_enabled_and_started_once() {
     let (root, manager) = host();
     let settings = settings("role: mirror\n");
-    let install = || install(root.path(), BINARY.as_ref(), &settings, &manager);
+    let install = || install(root.path(), BINARY.as_ref(), &settings, ETC_ONLY, &manager);
     run(install()).unwrap();
     assert_eq!(
         files(root.path()),
@@ -186,7 +204,14 @@ fn what_a_package_has_installed_is_not_written_again() {
         replace(&root.path().join(UNITS[1]).join(name), text).unwrap();
     }
     replace(&root.path().join(SYSUSERS[1]).join(SYSUSERS_FILE), USERS).unwrap();
-    run(install(root.path(), PACKAGED.as_ref(), &settings, &manager)).unwrap();
+    run(install(
+        root.path(),
+        PACKAGED.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ))
+    .unwrap();
     assert_eq!(files(root.path()), [""; 0]);
     let calls = manager.calls();
     assert!(
@@ -234,7 +259,14 @@ fn other_addresses_close_and_open_the_socket_and_other_units_only_restart() {
     let (root, manager) = host();
     let install = |text| {
         let settings = settings(text);
-        run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
+        run(install(
+            root.path(),
+            BINARY.as_ref(),
+            &settings,
+            ETC_ONLY,
+            &manager,
+        ))
+        .unwrap();
         manager.calls()
     };
     install("role: mirror\n");
@@ -257,11 +289,61 @@ fn other_addresses_close_and_open_the_socket_and_other_units_only_restart() {
 }
 
 #[test]
+fn the_hosts_part_may_write_where_the_engines_files_are() {
+    let (root, manager) = host();
+    let settings = settings("role: mirror\n");
+    let folders = |list: &[&str]| -> BTreeSet<PathBuf> { list.iter().map(PathBuf::from).collect() };
+    let install = |folders: Option<&BTreeSet<PathBuf>>| {
+        let done = install(root.path(), BINARY.as_ref(), &settings, folders, &manager);
+        run(done).unwrap();
+        manager.calls()
+    };
+    let drop_in = || fs::read_to_string(root.path().join(HOST_DROP_IN)).ok();
+    install(ETC_ONLY);
+    assert_eq!(drop_in(), None);
+    let two = folders(&["/opt/docker", "/srv/of 100%"]);
+    // The agent, whose unit is the same, goes on.
+    let restarted = ["reload", "restart registry-agent-host.service"];
+    assert_eq!(install(Some(&two)), restarted);
+    let text = drop_in().unwrap();
+    let section = text.split_once("[Service]\n").unwrap().1;
+    assert_eq!(
+        section,
+        "ReadWritePaths=\"-/opt/docker\"\nReadWritePaths=\"-/srv/of 100%%\"\n"
+    );
+    assert_eq!(install(Some(&two)), [""; 0]);
+    // Not known: docker's file is broken, say.
+    assert_eq!(install(None), [""; 0]);
+    assert_eq!(drop_in().unwrap(), text);
+    run(uninstall(root.path(), &manager, async { Ok(()) })).unwrap();
+    assert_eq!(files(root.path()), [""; 0]);
+    let folder = root.path().join(HOST_DROP_IN);
+    assert!(!folder.parent().unwrap().exists());
+    // A file that somebody has filled is not read to its end.
+    let unit = root.path().join(UNITS[0]).join(AGENT);
+    replace(&unit, &"#".repeat(usize::try_from(LIMIT).unwrap() + 1)).unwrap();
+    let refused = super::tests::install(root.path(), BINARY.as_ref(), &settings, None, &manager);
+    let said = run(refused).unwrap_err().to_string();
+    let unit = unit.display().to_string();
+    assert!(
+        said.contains(&unit) && said.contains("larger than 1048576 bytes"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_newer_binary_is_started_and_edited_units_are_read_again() {
     let (root, manager) = host();
     let settings = settings("role: mirror\n");
     let install = || {
-        run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
+        run(install(
+            root.path(),
+            BINARY.as_ref(),
+            &settings,
+            ETC_ONLY,
+            &manager,
+        ))
+        .unwrap();
         manager.calls()
     };
     install();
@@ -281,7 +363,13 @@ fn a_binary_that_the_units_could_not_start_is_refused_with_what_to_do() {
         "/tmp/registry-agent",
         "/srv/build/target/release/registry-agent",
     ] {
-        let refused = run(install(root.path(), binary.as_ref(), &settings, &manager));
+        let refused = run(install(
+            root.path(),
+            binary.as_ref(),
+            &settings,
+            ETC_ONLY,
+            &manager,
+        ));
         let said = refused.unwrap_err().to_string();
         assert!(
             said.contains(binary) && said.contains("/usr/local/bin"),
@@ -290,7 +378,13 @@ fn a_binary_that_the_units_could_not_start_is_refused_with_what_to_do() {
     }
     let writable = fs::Permissions::from_mode(0o777);
     fs::set_permissions(root.path().join(&BINARY[1..]), writable).unwrap();
-    let refused = run(install(root.path(), BINARY.as_ref(), &settings, &manager));
+    let refused = run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ));
     assert!(
         refused
             .unwrap_err()
@@ -305,7 +399,14 @@ fn a_binary_that_the_units_could_not_start_is_refused_with_what_to_do() {
 fn uninstall_unwires_while_the_agent_serves_and_leaves_no_file() {
     let (root, manager) = host();
     let settings = settings("listen: \":5000\"\n");
-    run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
+    run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ))
+    .unwrap();
     manager.calls();
     let unwire = async { manager.call("unwire") };
     run(uninstall(root.path(), &manager, unwire)).unwrap();
@@ -328,7 +429,14 @@ fn uninstall_unwires_while_the_agent_serves_and_leaves_no_file() {
 fn an_operators_own_drop_in_survives_uninstall() {
     let (root, manager) = host();
     let settings = settings("listen: \":5000\"\n");
-    run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
+    run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ))
+    .unwrap();
     let own = root.path().join(SOCKET_DROP_IN).with_file_name("own.conf");
     replace(&own, "[Socket]\nBacklog=1\n").unwrap();
     run(uninstall(root.path(), &manager, async { Ok(()) })).unwrap();
@@ -339,7 +447,14 @@ fn an_operators_own_drop_in_survives_uninstall() {
 fn engines_that_stay_wired_keep_the_agent_that_they_need() {
     let (root, manager) = host();
     let settings = settings("role: mirror\n");
-    run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
+    run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ))
+    .unwrap();
     let before = files(root.path());
     let unwire = async { Err("docker does not answer".to_owned()) };
     let refused = run(uninstall(root.path(), &manager, unwire));
@@ -350,11 +465,30 @@ fn engines_that_stay_wired_keep_the_agent_that_they_need() {
 }
 
 #[test]
+fn what_the_agent_is_told_is_asked_when_its_unit_is_loaded() {
+    let (root, manager) = host();
+    let told = async {
+        assert_eq!(manager.calls(), ["users", "reload"]);
+        Err("EnvironmentFile= /etc/default/x is not there".to_owned())
+    };
+    let refused = super::install(root.path(), BINARY.as_ref(), told, &manager);
+    let said = run(refused).unwrap_err().to_string();
+    assert!(said.contains("/etc/default/x is not there"), "{said}");
+    assert_eq!(manager.calls(), [""; 0], "nothing is started");
+}
+
+#[test]
 fn what_systemd_refuses_says_what_was_asked_for() {
     let (root, mut manager) = host();
     manager.refuses = Some("start registry-agent.service");
     let settings = settings("role: mirror\n");
-    let refused = run(install(root.path(), BINARY.as_ref(), &settings, &manager));
+    let refused = run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ));
     let said = refused.unwrap_err().to_string();
     assert!(said.contains("start registry-agent.service: no"), "{said}");
 }

@@ -218,7 +218,7 @@ pub(super) fn version(text: Option<&str>) -> Option<(u32, u32)> {
 }
 
 /// The value of `--name VALUE` or `--name=VALUE`, or `-n VALUE`: the last one counts.
-pub(super) fn argument(words: &[String], names: &[&str]) -> Option<String> {
+pub(in crate::host) fn argument(words: &[String], names: &[&str]) -> Option<String> {
     let mut found = None;
     for (index, word) in words.iter().enumerate() {
         for name in names {

@@ -29,6 +29,13 @@ pub(super) fn variable(file: &str, name: &str) -> Option<Vec<Word>> {
         .map(|(_, value)| words(&value))
 }
 
+/// Every assignment, in the file's order: the last one to a variable counts.
+pub(in crate::host) fn all(file: &str) -> impl Iterator<Item = (String, String)> {
+    let text = |value: Vec<Char>| value.iter().map(|it| it.value).collect();
+    let found = assignments(file).into_iter();
+    found.map(move |(key, value)| (key, text(value)))
+}
+
 /// The value of the last assignment to this variable.
 pub(super) fn value(file: &str, name: &str) -> Option<String> {
     let found = assignments(file).into_iter().rfind(|(key, _)| key == name);
@@ -182,7 +189,7 @@ fn words(value: &[Char]) -> Vec<Word> {
 }
 
 /// The words of a text that is in no file: `Environment=`.
-pub(super) fn split(text: &str) -> Vec<String> {
+pub(in crate::host) fn split(text: &str) -> Vec<String> {
     let chars: Vec<Char> = text
         .char_indices()
         .map(|(at, value)| Char {

@@ -84,6 +84,10 @@ impl<H: Host> Watch<'_, H> {
         self.state.refusals = refusals
             .map(|refusal| format!("{}: {}. {}", refusal.subject, refusal.why, refusal.remedy))
             .collect();
+        // A containerd beside docker, which is left alone on most hosts, is the plan's to tell of.
+        let dockers = plan.notes.iter().filter(|note| note.starts_with("docker"));
+        let lines = dockers.filter_map(|note| note.lines().next());
+        self.state.notes = lines.map(str::to_owned).collect();
         self.refused = refused_units(&plan);
         self.look_at_engines(&plan).await;
         // All that the plan depends on, and not only what was changed: a host that was wired by hand

@@ -32,6 +32,8 @@ pub struct State {
     pub drift: Option<String>,
     /// What was refused, and what to do about it.
     pub refusals: Vec<String>,
+    /// What is worth knowing of a docker, and what can be done about it: that it is masked, for one.
+    pub notes: Vec<String>,
     /// Why nothing of the host can be changed at all; none where it can.
     pub blocked: Option<String>,
     /// What a person is to do; none where all is well.
@@ -157,7 +159,7 @@ impl<H: Host> Watch<'_, H> {
             parts.push(format!("{resting} does not run"));
         }
         if !refused.is_empty() {
-            parts.push(format!("{refused} refused: see `registry-agent plan`"));
+            parts.push(format!("{refused} refused: see `registry-agent status`"));
         }
         parts.join("; ")
     }

@@ -207,7 +207,7 @@ impl Host {
     }
 
     /// A path of the host as this machine sees it, its /run and /tmp included while it is up.
-    fn path(&self, path: &str) -> PathBuf {
+    pub fn path(&self, path: &str) -> PathBuf {
         let relative = path.strip_prefix('/').expect("an absolute path");
         match &self.container {
             Some(container) => container.root().join(relative),
