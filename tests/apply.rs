@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use registry_agent::failpoint::{Failpoint, VARIABLE};
@@ -24,6 +24,9 @@ use registry_agent::host::journal::{Journal, Originals};
 use registry_agent::host::plan::{Check, FileChange, Plan, Proof, UnitAction, Verb};
 use registry_agent::host::{rollback, write};
 use serde::{Deserialize, Serialize};
+
+#[path = "apply/race.rs"]
+mod race;
 
 /// Files by their paths, with mode and content; the daemon's mirrors; its state.
 type Everything = (
@@ -56,6 +59,9 @@ struct Docker {
     slow: u32,
     #[serde(default)]
     coming: Option<(u32, Vec<String>)>,
+    /// The whole host is going down.
+    #[serde(default)]
+    shutting_down: bool,
     /// Somebody else writes this file just before it reloads.
     #[serde(default)]
     edited: Option<String>,
@@ -75,6 +81,16 @@ impl Host {
 
     fn at(&self, path: &str) -> PathBuf {
         write::under(&self.root(), Path::new(path))
+    }
+
+    /// As long as this is there, the check of a file does not end ...
+    fn hold(&self) -> PathBuf {
+        self.folder.join("hold")
+    }
+
+    /// ... and this tells that it has begun.
+    fn held(&self) -> PathBuf {
+        self.folder.join("held")
     }
 
     fn docker(&self) -> Docker {
@@ -216,8 +232,16 @@ impl System for Host {
         })
     }
 
+    async fn is_shutting_down(&self) -> bool {
+        self.docker().shutting_down
+    }
+
     async fn check(&self, _: &Check, staged: &Path) -> Result<(), SystemError> {
         let content = fs::read_to_string(staged).unwrap();
+        if self.hold().exists() {
+            write::put(&self.held(), &text("", 0o600)).unwrap();
+            wait_until("it may go on", || !self.hold().exists());
+        }
         if let Some(theirs) = self.docker().edited_at_check {
             write::put(&self.at(DAEMON_JSON), &text(&theirs, 0o644)).unwrap();
         }
@@ -606,6 +630,78 @@ fn a_docker_that_had_not_read_its_own_file_has_it_when_all_is_taken_back() {
     assert_eq!(mirrors, ["http://own/"]);
 }
 
+#[test]
+fn a_host_that_goes_down_has_its_files_changed_and_no_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), Some("{}"));
+    host.change(|docker| docker.shutting_down = true);
+    let plan = plan(&host, &wired(), &[MIRROR]);
+    let report = with(&host, async |apply| apply.apply(&plan, purpose()).await).unwrap();
+    assert!(report.to_string().contains("at the next boot"), "{report}");
+    assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), wired());
+    let back = way_back(&host);
+    with(&host, async |apply| {
+        apply.apply(&back, Purpose::default()).await
+    })
+    .unwrap();
+    assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), "{}");
+    // What a crash has left is put back for the next boot as well.
+    with(&host, async |apply| {
+        apply.begin(&plan, purpose()).await.unwrap();
+        apply.recover().await.unwrap();
+    });
+    assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), "{}");
+    assert_eq!(host.docker().jobs, [] as [String; 0]);
+    assert!(journal(&host).transaction().unwrap().is_none());
+}
+
+#[test]
+fn what_can_not_be_put_back_yet_keeps_everything_else_out_until_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), Some("{}"));
+    let before = host.state();
+    let plan = plan(&host, r#"{"unknown": 1}"#, &[MIRROR]);
+    // A folder where the file is written before it has its name.
+    let in_the_way = host.at("/etc/docker/.daemon.json.registry-agent-new");
+    with(&host, async |apply| {
+        let begun = apply.begin(&plan, purpose()).await.unwrap().unwrap();
+        fs::create_dir(&in_the_way).unwrap();
+        let said = apply.complete(begun).await.unwrap_err().to_string();
+        assert!(said.contains("registry-agent-new"), "{said}");
+        let jobs = host.docker().jobs.len();
+        for _ in 0..3 {
+            let said = apply.recover().await.unwrap_err().to_string();
+            let file = journal(&host).transaction_file();
+            assert!(said.contains(file.to_str().unwrap()), "{said}");
+            assert!(said.contains("registry-agent-new"), "{said}");
+        }
+        let said = apply.apply(&plan, purpose()).await.unwrap_err();
+        assert!(matches!(said, ApplyError::Unfinished(_)), "{said}");
+        assert_eq!(
+            host.docker().jobs.len(),
+            jobs,
+            "daemons are told of nothing new"
+        );
+        fs::remove_dir(&in_the_way).unwrap();
+        let recovered = apply.recover().await.unwrap();
+        assert!(matches!(recovered, Some(Recovered::Undone(_))));
+    });
+    assert_eq!(host.state(), before);
+    assert!(journal(&host).transaction().unwrap().is_none());
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is waited for is another process's"
+)]
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// What a crash test's child does: it is this test binary again.
 #[test]
 fn child() {
@@ -616,6 +712,10 @@ fn child() {
         folder: folder.into(),
     };
     let run = std::env::var("PLAN").unwrap();
+    if run == "race" {
+        println!("{}", race::race(&host));
+        return;
+    }
     if run == "recover" {
         with(&host, async |apply| apply.recover().await.map(|_| ())).unwrap();
         return;

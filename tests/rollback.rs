@@ -369,6 +369,10 @@ struct Host {
 }
 
 impl System for Host {
+    async fn is_shutting_down(&self) -> bool {
+        false
+    }
+
     async fn run(&self, action: &UnitAction, _: Duration) -> Result<(), SystemError> {
         if *self.deaf.lock().unwrap() == action.unit {
             return Err(SystemError("the job failed".to_owned()));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::{fail, print};
 use crate::host::apply::{Apply, ApplyError, Deadlines, Purpose, Recovered, System};
 use crate::host::journal::Journal;
-use crate::host::lock::Lock;
+use crate::host::lock::{Lock, LockError};
 use crate::host::plan::{Plan, Wanted};
 use crate::host::watch::{Host, Probe};
 
@@ -18,21 +18,22 @@ pub async fn apply<H: Host>(host: &H, show: impl FnOnce(&Plan) -> String) -> Exi
         Ok(open) => open,
         Err(error) => return fail(&error, 1),
     };
-    let mirror = host.terms().mirror;
-    if let Probe::Fails(why) = host.serves().await {
-        let error = format!(
-            "{mirror} is not proved to serve, so no engine is told of it: {why}\nSee why: \
-             `registry-agent status`, `journalctl --unit=registry-agent`."
-        );
-        return fail(&error, 1);
-    }
     let apply = Apply {
         root,
         journal: &journal,
         system: host.system(),
         deadlines: Deadlines::default(),
     };
+    // What is left is taken back whether or not the mirror serves.
     if let Err(error) = recover(&apply).await {
+        return fail(&error, 1);
+    }
+    let mirror = host.terms().mirror;
+    if let Probe::Fails(why) = host.serves().await {
+        let error = format!(
+            "{mirror} is not proved to serve, so no engine is told of it: {why}\nSee why: \
+             `registry-agent status`, `journalctl --unit=registry-agent`."
+        );
         return fail(&error, 1);
     }
     let plan = match host.plan(Wanted::Wired).await {
@@ -50,15 +51,31 @@ pub async fn apply<H: Host>(host: &H, show: impl FnOnce(&Plan) -> String) -> Exi
     }
 }
 
+/// This host is not this process's to change.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// Nor any other's of this user.
+    #[error("only root can change this host: `sudo registry-agent {0}`")]
+    NotRoot(String),
+    /// Somebody else is at it.
+    #[error("{0}")]
+    Held(LockError),
+    /// The state folder can't be used.
+    #[error("{0}")]
+    State(String),
+}
+
 /// What is needed to change the host: root, the state folder, and that nobody else does.
-pub(super) fn open(root: &Path, verb: &str) -> Result<(Journal, Lock), String> {
+pub(super) fn open(root: &Path, verb: &str) -> Result<(Journal, Lock), OpenError> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(format!(
-            "only root can change this host: `sudo registry-agent {verb}`"
-        ));
+        return Err(OpenError::NotRoot(verb.to_owned()));
     }
-    let journal = Journal::open(&Journal::default_folder(root)).map_err(|e| e.to_string())?;
-    let lock = Lock::take(journal.folder(), verb).map_err(|e| e.to_string())?;
+    let journal = Journal::open(&Journal::default_folder(root));
+    let journal = journal.map_err(|error| OpenError::State(error.to_string()))?;
+    let lock = Lock::take(journal.folder(), verb).map_err(|error| match error {
+        held @ LockError::Held { .. } => OpenError::Held(held),
+        error @ LockError::Io { .. } => OpenError::State(error.to_string()),
+    })?;
     Ok((journal, lock))
 }
 

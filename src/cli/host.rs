@@ -2,41 +2,103 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::apply::open;
+use super::apply::{OpenError, open};
 use super::fail;
 use crate::host::apply::Deadlines;
-use crate::host::watch::{Host, Order, Watch};
+use crate::host::journal::Journal;
+use crate::host::lock::Lock;
+use crate::host::watch::{Host, Order, State, Watch, Word};
+
+/// The shortest and the longest time between two attempts to open the state folder.
+const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// What ends a process by default although nobody means that by it, and no fault of the process
+/// raises: a stray one would leave the engines wired to a mirror that nobody looks after.
+const STRAY: [Signal; 11] = [
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGPIPE,
+    Signal::SIGALRM,
+    Signal::SIGSTKFLT,
+    Signal::SIGXCPU,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+];
 
 /// Looks after this host's engines until it is told to stop. Exit code 1: it could not begin.
 pub async fn host<H: Host>(host: &H) -> ExitCode {
-    let orders = match orders() {
+    let mut orders = match orders() {
         Ok(orders) => orders,
         Err(error) => return fail(&format!("can't listen for signals: {error}"), 1),
     };
     let root = Path::new("/");
-    let (journal, _lock) = match open(root, "host") {
-        Ok(open) => open,
+    let (journal, _lock) = match open_at_last(host, root, &mut orders).await {
+        Ok(Some(open)) => open,
+        Ok(None) => return ExitCode::SUCCESS,
         Err(error) => return fail(&error, 1),
     };
     let watch = Watch::new(host, root, &journal, Deadlines::default());
-    match watch.run(orders).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error, 1),
+    // In a box: what a change holds is large.
+    Box::pin(watch.run(orders)).await;
+    ExitCode::SUCCESS
+}
+
+/// Opens the state folder; nothing where this is told to stop before it could be opened. A disk that
+/// takes no changes is waited for: to end would have systemd start this again every few seconds.
+async fn open_at_last<H: Host>(
+    host: &H,
+    root: &Path,
+    orders: &mut mpsc::Receiver<Order>,
+) -> Result<Option<(Journal, Lock)>, OpenError> {
+    let [mut wait, longest] = RETRY;
+    loop {
+        let error = match open(root, "host") {
+            Ok(open) => return Ok(Some(open)),
+            Err(error @ OpenError::State(_)) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        tracing::error!("nothing of this host can be changed: {error}");
+        // docker does not wait for it.
+        host.tell(Word::Ready);
+        let state = State::blocked(error);
+        host.tell(Word::Status(state.line.clone()));
+        if let Err(error) = state.write(root) {
+            tracing::warn!("what this does can't be shown: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            order = orders.recv() => if order != Some(Order::Reload) {
+                return Ok(None);
+            }
+        }
+        wait = (wait * 2).min(longest);
     }
 }
 
-/// Signals, as orders. Others that would end a process and that nobody means by it are taken and
-/// ignored: this holds the engines' wiring.
+/// Signals, as orders.
 fn orders() -> std::io::Result<mpsc::Receiver<Order>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut users = signal(SignalKind::user_defined1())?;
-    let mut others = signal(SignalKind::user_defined2())?;
+    for stray in STRAY {
+        let mut taken = signal(SignalKind::from_raw(stray as i32))?;
+        tokio::spawn(async move {
+            while taken.recv().await.is_some() {
+                tracing::warn!(
+                    "{stray} is ignored: `systemctl stop registry-agent-host` ends this"
+                );
+            }
+        });
+    }
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
         loop {
@@ -44,8 +106,6 @@ fn orders() -> std::io::Result<mpsc::Receiver<Order>> {
                 _ = terminate.recv() => Order::Stop,
                 _ = interrupt.recv() => Order::Stop,
                 _ = hangup.recv() => Order::Reload,
-                _ = users.recv() => continue,
-                _ = others.recv() => continue,
             };
             // It fails when the loop has ended.
             if sender.send(order).await.is_err() {

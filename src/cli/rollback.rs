@@ -49,7 +49,7 @@ pub(super) async fn take_back<S: System>(
     show: impl FnOnce(&Plan) -> String,
 ) -> Result<TakenBack, String> {
     let root = Path::new("/");
-    let (journal, _lock) = open(root, verb)?;
+    let (journal, _lock) = open(root, verb).map_err(|error| error.to_string())?;
     let apply = Apply {
         root,
         journal: &journal,

@@ -4,22 +4,23 @@
 //! falls short of proof is taken back, daemons and all. A crash at any line leaves a journal with
 //! which the next start undoes it ([`Apply::recover`]), or ends it where the proof was recorded.
 
-use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::facts::{FileFacts, UnitFacts};
-use super::journal::{Change, Journal, JournalError, Transaction, UnitBefore};
+use super::journal::{Change, Journal, Transaction, UnitBefore};
 use super::plan::{Check, FileChange, Plan, Proof, UnitAction, Verb};
 use super::verify;
-use super::write::{self, Staged, WriteError};
+use super::write::{self, Staged};
 use crate::failpoint::failpoint;
 pub use each::Partly;
+pub use outcome::{ApplyError, Report};
 pub use undo::{Recovered, Undone};
 
 mod bridge;
 mod each;
+mod outcome;
 mod undo;
 
 /// What apply needs of the host besides its files.
@@ -39,6 +40,9 @@ pub trait System: Sync {
     ) -> impl Future<Output = Result<Vec<String>, SystemError>> + Send;
     /// The unit as it is now.
     fn unit(&self, unit: &str) -> impl Future<Output = Result<UnitFacts, SystemError>> + Send;
+    /// Whether the whole host is going down: daemons are told nothing more, and read their files at
+    /// the next boot.
+    fn is_shutting_down(&self) -> impl Future<Output = bool> + Send;
     /// Runs a daemon's own check over staged content; `Err` has the text of the refusal.
     fn check(
         &self,
@@ -90,57 +94,6 @@ pub struct Apply<'a, S> {
     pub deadlines: Deadlines,
 }
 
-/// What was done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Files, as they are now.
-    pub files: Vec<Change>,
-    /// Jobs that ended well.
-    pub jobs: Vec<UnitAction>,
-    /// What the daemons have said.
-    pub proved: Vec<Proof>,
-    /// What could not be asked for, and why that is no fault: a daemon that does not run.
-    pub notes: Vec<String>,
-}
-
-/// Nothing was changed, or it is as it was before, unless it says otherwise.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Somebody changed a file between the facts and now.
-    #[error(
-        "{} has changed since the plan was made: nothing was written. Make the plan again", .0.display()
-    )]
-    Stale(PathBuf),
-    /// An earlier change was never ended.
-    #[error("an earlier change was not ended: recover it first")]
-    Unfinished,
-    /// A daemon would not take its new file.
-    #[error("{} would be refused, so nothing was written: {source}", path.display())]
-    Refused {
-        /// The file.
-        path: PathBuf,
-        /// The refusal.
-        source: SystemError,
-    },
-    /// A unit can't even be looked at.
-    #[error("nothing was written: {0}")]
-    System(#[from] SystemError),
-    /// A file can't be read or written, found before anything was changed.
-    #[error("nothing was changed: {0}")]
-    Write(#[from] WriteError),
-    /// The journal.
-    #[error("{0}")]
-    Journal(#[from] JournalError),
-    /// It was begun, failed, and was taken back.
-    #[error("{failure}\n{undone}")]
-    Undone {
-        /// What failed.
-        failure: String,
-        /// What was done about it.
-        undone: Undone,
-    },
-}
-
 impl<S: System> Apply<'_, S> {
     /// Does all of a plan, or none of it. Where there is nothing to do, nothing is written.
     pub async fn apply(&self, plan: &Plan, purpose: Purpose) -> Result<Report, ApplyError> {
@@ -162,7 +115,7 @@ impl<S: System> Apply<'_, S> {
             return Ok(None);
         }
         if self.journal.transaction()?.is_some() {
-            return Err(ApplyError::Unfinished);
+            return Err(ApplyError::Unfinished(self.journal.transaction_file()));
         }
         for change in &plan.files {
             let path = self.path(&change.path);
@@ -333,9 +286,15 @@ impl<S: System> Apply<'_, S> {
             ..Report::default()
         };
         let mut idle = Vec::new();
+        let down = self.system.is_shutting_down().await;
         for (unit, before) in &transaction.units {
             let now = self.system.unit(unit).await.map_err(|e| e.to_string())?;
-            if is_idle(before, &now) {
+            if down {
+                report.notes.push(format!(
+                    "the host is shutting down: {unit} reads its configuration at the next boot"
+                ));
+                idle.push(unit.clone());
+            } else if is_idle(before, &now) {
                 report.notes.push(format!(
                     "{unit} is {}: it reads its configuration when it starts",
                     now.active_state
@@ -465,36 +424,5 @@ fn is_idle(before: &UnitBefore, now: &UnitFacts) -> bool {
         // tried again is another.
         "activating" => now.sub_state != "auto-restart",
         _ => false,
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Change { path, after, .. } in &self.files {
-            let done = match after {
-                FileFacts::Absent => "removed",
-                _ => "written",
-            };
-            writeln!(f, "{done}: {}", path.display())?;
-        }
-        for UnitAction { unit, verb, .. } in &self.jobs {
-            let done = match verb {
-                Verb::Reload => "reloaded",
-                Verb::Restart => "restarted",
-            };
-            writeln!(f, "{done}: {unit}")?;
-        }
-        for proof in &self.proved {
-            match proof {
-                Proof::DockerMirrors { unit, mirrors } => {
-                    writeln!(f, "proved: {unit} has {}", verify::list(mirrors))?;
-                }
-                Proof::Active { unit } => writeln!(f, "proved: {unit} runs")?,
-            }
-        }
-        for note in &self.notes {
-            writeln!(f, "note: {note}")?;
-        }
-        Ok(())
     }
 }

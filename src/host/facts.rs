@@ -145,6 +145,10 @@ pub struct UnitFacts {
     pub main_pid: u32,
     /// Whether the unit's files were changed since they were loaded.
     pub need_daemon_reload: bool,
+    /// Whether a job of it is queued or under way (`Job`): one that is inactive and has none was
+    /// stopped, and one that has is about to start. It is of the moment, and no plan depends on it.
+    #[serde(skip)]
+    pub has_job: bool,
 }
 
 /// One `EnvironmentFile=` of a unit.

@@ -184,6 +184,11 @@ impl Journal {
         &self.folder
     }
 
+    /// Where the change is that somebody has not ended.
+    pub fn transaction_file(&self) -> PathBuf {
+        self.folder.join(TRANSACTION)
+    }
+
     /// The change that somebody has not ended.
     pub fn transaction(&self) -> Result<Option<Transaction>, JournalError> {
         self.read(TRANSACTION)

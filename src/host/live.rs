@@ -198,10 +198,11 @@ impl watch::Host for ThisHost {
         Ok(())
     }
 
-    async fn plan(&self, wanted: Wanted) -> Result<Plan, String> {
+    async fn look(&self, wanted: Wanted) -> Result<(Plan, Vec<PathBuf>), String> {
         let settings = self.settings();
         let observed = facts(Some(&self.manager), &settings).await?;
-        planned(&observed, &settings, wanted)
+        let plan = planned(&observed, &settings, wanted)?;
+        Ok((plan, observed.facts.files.into_keys().collect()))
     }
 
     async fn serves(&self) -> Probe {
@@ -215,7 +216,9 @@ impl watch::Host for ThisHost {
         match word {
             Word::Ready => notify::ready(),
             Word::Status(line) => notify::status(&line),
-            Word::Stopping => notify::stopping("the engines are told to do without the mirror"),
+            Word::Stopping(within) => {
+                notify::stopping_within("the engines are told to do without the mirror", within);
+            }
         }
     }
 }

@@ -74,6 +74,11 @@ impl System for Host {
         self.manager.unit(unit).await.map_err(error)
     }
 
+    async fn is_shutting_down(&self) -> bool {
+        // A manager that does not answer says so to whoever asks it for a job.
+        self.manager.is_shutting_down().await.unwrap_or_default()
+    }
+
     async fn check(&self, check: &Check, staged: &Path) -> Result<(), SystemError> {
         let Check::DockerdValidate { command } = check;
         let Some((program, arguments)) = command.split_first() else {

@@ -32,6 +32,8 @@ pub fn rows(state: &State) -> Vec<Row> {
         rows.push(("changed", changed(last, SystemTime::now())));
     }
     rows.extend(state.drift.iter().map(|drift| ("drift", drift.clone())));
+    let blocked = state.blocked.iter();
+    rows.extend(blocked.map(|blocked| ("blocked", blocked.clone())));
     let refusals = state.refusals.iter();
     rows.extend(refusals.map(|refusal| ("refused", refusal.clone())));
     rows.extend(state.notes.iter().map(|note| ("note", note.clone())));
@@ -108,13 +110,15 @@ mod tests {
         let state = State {
             summary: "docker not wired".to_owned(),
             drift: Some("changed by somebody else".to_owned()),
+            blocked: Some("the journal can't be understood".to_owned()),
             refusals: vec!["docker: a flag. Take it away".to_owned()],
             notes: vec!["docker.service is masked".to_owned()],
             next_step: Some("`registry-agent plan`".to_owned()),
             ..State::default()
         };
         let names: Vec<&str> = rows(&state).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["wiring", "drift", "refused", "note", "next step"]);
+        let expected = ["wiring", "drift", "blocked", "refused", "note", "next step"];
+        assert_eq!(names, expected);
     }
 
     #[test]

@@ -18,9 +18,13 @@ const CALL: Duration = Duration::from_secs(25);
 const AFTERWARDS: Duration = Duration::from_secs(5);
 /// As systemctl(1): what is queued for the unit and contradicts gives way.
 const MODE: &str = "replace";
-/// A reload waits for nobody. The unit that asks is ordered before the one that it reloads, and while
-/// it stops systemd has that one's jobs wait for its end: the two would wait for each other.
-const RELOAD_MODE: &str = "ignore-dependencies";
+/// Waits for nobody. The unit that asks is ordered before the one that it reloads or starts again,
+/// and while it stops systemd has that one's reload or start wait for its end (`job_is_runnable` in
+/// systemd's `job.c`): the two would wait for each other. A restart is worse, for its first half, the
+/// stop, does not wait: docker would be down until the deadline. The manual keeps this mode for
+/// rescue, since nothing is started or stopped along with the unit. For a reload there is nothing;
+/// for a restart it is taken only while our own unit stops.
+const UNORDERED_MODE: &str = "ignore-dependencies";
 
 /// What is to be done with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +250,7 @@ impl Manager {
         }
         let job = self.ask_for(id, verb).await?;
         *enqueued = Some(job.clone());
-        let result = self.end(&mut removed, &job, id).await?;
+        let result = self.end(&mut removed, &job, id, verb).await?;
         let after = self.look(id).await?;
         judge(verb, result.as_deref(), &before, &after)
     }
@@ -255,11 +259,16 @@ impl Manager {
     async fn ask_for(&self, unit: &str, verb: JobVerb) -> Result<String, JobFailure> {
         let what = || format!("{verb} {unit}");
         let systemd = self.systemd(what).await?;
+        let mode = match verb {
+            JobVerb::Reload => UNORDERED_MODE,
+            JobVerb::Start | JobVerb::Restart if self.own_unit_stops().await => UNORDERED_MODE,
+            _ => MODE,
+        };
         let job = match verb {
-            JobVerb::Start => ask(what, CALL, systemd.start_unit(unit, MODE)).await?,
-            JobVerb::Stop => ask(what, CALL, systemd.stop_unit(unit, MODE)).await?,
-            JobVerb::Restart => ask(what, CALL, systemd.restart_unit(unit, MODE)).await?,
-            JobVerb::Reload => ask(what, CALL, systemd.reload_unit(unit, RELOAD_MODE)).await?,
+            JobVerb::Start => ask(what, CALL, systemd.start_unit(unit, mode)).await?,
+            JobVerb::Stop => ask(what, CALL, systemd.stop_unit(unit, mode)).await?,
+            JobVerb::Restart => ask(what, CALL, systemd.restart_unit(unit, mode)).await?,
+            JobVerb::Reload => ask(what, CALL, systemd.reload_unit(unit, mode)).await?,
         };
         Ok(job.to_string())
     }
@@ -271,7 +280,9 @@ impl Manager {
         removed: &mut JobRemovedStream,
         job: &str,
         unit: &str,
+        verb: JobVerb,
     ) -> Result<Option<String>, JobFailure> {
+        let mut may_be_held = matches!(verb, JobVerb::Start | JobVerb::Restart);
         let mut poll = tokio::time::interval_at(Instant::now() + self.poll(), self.poll());
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ours = |signal: &super::manager::JobRemoved| match signal.args() {
@@ -292,6 +303,10 @@ impl Manager {
                 },
                 _ = poll.tick() => {
                     if self.look(unit).await?.job == job {
+                        if may_be_held && self.own_unit_stops().await {
+                            may_be_held = false;
+                            self.release(unit).await;
+                        }
                         continue;
                     }
                     // The signal was sent before this answer: if it was not lost, it is here.
@@ -303,6 +318,24 @@ impl Manager {
                     return Ok(None);
                 }
             }
+        }
+    }
+
+    /// Our own unit was told to stop after the job was asked for, which waits for its end from then
+    /// on. A start that waits for nobody is merged into it, and it with that
+    /// (`job_merge_into_installed` in systemd's `job.c`).
+    async fn release(&self, unit: &str) {
+        let what = || format!("start {unit} at once");
+        let released = async {
+            let systemd = self.systemd(what).await?;
+            ask(what, CALL, systemd.start_unit(unit, UNORDERED_MODE)).await
+        };
+        if let Err(error) = released.await {
+            // The deadline says the rest.
+            tracing::warn!(
+                unit,
+                "its job may wait for the end of our own unit: {error}"
+            );
         }
     }
 

@@ -29,6 +29,10 @@ const POLL: Duration = Duration::from_secs(1);
 )]
 pub(super) trait Systemd {
     fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    #[zbus(name = "GetUnitByPID")]
+    fn get_unit_by_pid(&self, pid: u32) -> zbus::Result<OwnedObjectPath>;
+    #[zbus(property)]
+    fn system_state(&self) -> zbus::Result<String>;
     fn subscribe(&self) -> zbus::Result<()>;
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
@@ -213,6 +217,49 @@ impl Manager {
         Ok(!changes.is_empty())
     }
 
+    /// Whether the whole host is going down (`SystemState`): every unit has a job to stop then, and
+    /// one that contradicts it is refused or, worse, holds up the end.
+    pub async fn is_shutting_down(&self) -> Result<bool, ManagerError> {
+        let what = || "say whether the host is shutting down".to_owned();
+        let systemd = self.systemd(what).await?;
+        let state = ask(what, CALL, systemd.system_state()).await?;
+        Ok(state == "stopping")
+    }
+
+    /// Whether the unit that this process belongs to is being stopped: until it has, systemd holds
+    /// back the start of every unit that is ordered after it. Nothing that could not be found out is
+    /// a reason to think so: by hand, a process belongs to a session's scope.
+    pub(super) async fn own_unit_stops(&self) -> bool {
+        let what = || "look at the unit of this process".to_owned();
+        let state = async {
+            let systemd = self.systemd(what).await?;
+            // 0 is whoever asks.
+            let path = ask(what, CALL, systemd.get_unit_by_pid(0)).await?;
+            let properties = self.properties(path, what).await?;
+            let state = async {
+                let interface = InterfaceName::try_from(UNIT)?;
+                Ok(properties.get(interface, "ActiveState").await?)
+            };
+            ask(what, CALL, state).await
+        };
+        let state: Result<OwnedVariant, ManagerError> = state.await;
+        let state = state.ok().and_then(|state| String::try_from(state).ok());
+        state.as_deref() == Some("deactivating")
+    }
+
+    async fn properties(
+        &self,
+        path: OwnedObjectPath,
+        what: impl FnOnce() -> String,
+    ) -> Result<PropertiesProxy<'static>, ManagerError> {
+        let properties = PropertiesProxy::builder(&self.connection)
+            .destination(SERVICE)
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build();
+        ask(what, CALL, properties).await
+    }
+
     pub(super) fn poll(&self) -> Duration {
         self.poll
     }
@@ -232,12 +279,7 @@ impl Manager {
         let what = || format!("look at {name}");
         let systemd = self.systemd(what).await?;
         let path = ask(what, CALL, systemd.load_unit(name)).await?;
-        let properties = PropertiesProxy::builder(&self.connection)
-            .destination(SERVICE)
-            .path(path)
-            .cache_properties(CacheProperties::No)
-            .build();
-        let properties = ask(what, CALL, properties).await?;
+        let properties = self.properties(path, what).await?;
         let all = async |interface: String| {
             let interface = InterfaceName::try_from(interface)?;
             Ok(properties.get_all(interface).await?)
@@ -252,14 +294,15 @@ impl Manager {
         };
         let mut own = Properties(own);
         let job: Option<(u32, OwnedObjectPath)> = unit.take("Job");
+        let job = job.map_or_else(|| "/".to_owned(), |(_, path)| path.to_string());
         Ok(Moment {
-            job: job.map_or_else(|| "/".to_owned(), |(_, path)| path.to_string()),
             condition: unit.take("ConditionResult").unwrap_or_default(),
             invocation: unit.take("InvocationID").unwrap_or_default(),
             restarts: own.take("NRestarts").unwrap_or_default(),
             reload_result: own.take("ReloadResult"),
             facts: UnitFacts {
                 name: id,
+                has_job: job != "/",
                 load_state,
                 active_state: unit.take("ActiveState").unwrap_or_default(),
                 sub_state: unit.take("SubState").unwrap_or_default(),
@@ -274,6 +317,7 @@ impl Manager {
                 main_pid: own.take("MainPID").unwrap_or_default(),
                 need_daemon_reload: unit.take("NeedDaemonReload").unwrap_or_default(),
             },
+            job,
         })
     }
 }

@@ -24,6 +24,17 @@ pub fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
+/// The same for one that is done by then: where the unit is given less time (a drop-in's
+/// `TimeoutStopSec=`), systemd is asked for that much.
+pub fn stopping_within(status: &str, within: Duration) {
+    let within = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status(status),
+        NotifyState::ExtendTimeoutUsec(within),
+    ]);
+}
+
 /// Keeps the line current that `systemctl status` shows. Never ends.
 pub async fn show_status(line: impl Fn() -> String) {
     let mut told = String::new();

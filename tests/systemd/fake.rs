@@ -12,6 +12,7 @@ use zbus::{BoxDBusError, Connection, Guid, OwnedObjectPath};
 const MANAGER: &str = "/org/freedesktop/systemd1";
 const JOB: &str = "/org/freedesktop/systemd1/job/7";
 const NONE: &str = "/";
+const OWN: &str = "/org/freedesktop/systemd1/unit/own";
 
 pub type Command = (String, Vec<String>, bool, u64, u64, u64, u64, u32, i32, i32);
 
@@ -98,6 +99,8 @@ enum Refusal {
     NoSuchUnit(String),
     UnitMasked(String),
     NoSuchJob(String),
+    #[zbus(name = "NoUnitForPID")]
+    NoUnitForPid(String),
     AlreadySubscribed(String),
 }
 
@@ -106,6 +109,7 @@ fn refusal(name: &str) -> BoxDBusError {
     match name {
         "NoSuchUnit" => Box::new(Refusal::NoSuchUnit(message)),
         "UnitMasked" => Box::new(Refusal::UnitMasked(message)),
+        "NoUnitForPID" => Box::new(Refusal::NoUnitForPid(message)),
         "NoSuchJob" => Box::new(Refusal::NoSuchJob(message)),
         "AlreadySubscribed" => Box::new(Refusal::AlreadySubscribed(message)),
         "AccessDenied" => zbus::fdo::Error::AccessDenied(message).into(),
@@ -122,6 +126,10 @@ pub struct State {
     pub subscribe: Result<(), &'static str>,
     /// What `EnableUnitFiles` and `DisableUnitFiles` say that they have changed.
     pub changes: usize,
+    /// The unit of the process that asks.
+    pub own: Option<Unit>,
+    /// `SystemState`.
+    pub whole: String,
     /// What was asked, in its order.
     pub calls: Vec<String>,
 }
@@ -144,6 +152,8 @@ impl Systemd {
                 cancel: Ok(()),
                 subscribe: Ok(()),
                 changes: 0,
+                own: None,
+                whole: "running".into(),
                 calls: Vec::new(),
             })),
             asked: Arc::default(),
@@ -160,6 +170,7 @@ impl Systemd {
                 .serve_at(path.clone(), Properties(systemd.clone(), index));
             assert!(unit.id.ends_with(".service"));
         }
+        builder = builder.serve_at(OWN, OwnUnit(systemd.clone()));
         let client = Builder::unix_stream(ours).p2p();
         let (server, client) = tokio::join!(builder.build(), client.build());
         let manager = Manager::new(client.unwrap()).poll_every(Duration::from_millis(5));
@@ -269,6 +280,20 @@ impl FakeManager {
         }
     }
 
+    #[zbus(name = "GetUnitByPID")]
+    fn get_unit_by_pid(&self, pid: u32) -> Result<OwnedObjectPath, BoxDBusError> {
+        assert_eq!(pid, 0, "whoever asks");
+        match &self.0.state().own {
+            Some(_) => Ok(OwnedObjectPath::try_from(OWN).unwrap()),
+            None => Err(refusal("NoUnitForPID")),
+        }
+    }
+
+    #[zbus(property)]
+    fn system_state(&self) -> String {
+        self.0.state().whole.clone()
+    }
+
     fn subscribe(&self) -> Result<(), BoxDBusError> {
         let mut state = self.0.state();
         state.calls.push("Subscribe".into());
@@ -369,6 +394,18 @@ impl FakeManager {
         unit: &str,
         result: &str,
     ) -> zbus::Result<()>;
+}
+
+/// What is asked of the unit of the process itself.
+struct OwnUnit(Systemd);
+
+#[zbus::interface(name = "org.freedesktop.systemd1.Unit")]
+impl OwnUnit {
+    #[zbus(property)]
+    fn active_state(&self) -> String {
+        let own = self.0.state().own.clone();
+        own.map(|own| own.active_state).unwrap_or_default()
+    }
 }
 
 struct FakeUnit(Systemd, usize);

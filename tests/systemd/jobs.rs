@@ -313,3 +313,93 @@ async fn a_bus_that_is_gone_is_said_to_be() {
         "{text}"
     );
 }
+
+/// This process's own unit, which is being stopped.
+fn stopping() -> Unit {
+    Unit::running("registry-agent-host.service").state("deactivating", "stop-sigterm", "success")
+}
+
+/// systemd holds back the start of what is ordered after a unit that stops: for a restart that waits
+/// for nobody else, docker would be down until the deadline.
+#[tokio::test]
+async fn what_our_own_stop_asks_for_does_not_wait_for_its_end() {
+    for (verb, asked) in [
+        (
+            JobVerb::Start,
+            "StartUnit docker.service ignore-dependencies",
+        ),
+        (
+            JobVerb::Restart,
+            "RestartUnit docker.service ignore-dependencies",
+        ),
+        (JobVerb::Stop, "StopUnit docker.service replace"),
+    ] {
+        let (systemd, manager, _bus) = Systemd::with(vec![Unit::running(DOCKER)]).await;
+        systemd.state().own = Some(stopping());
+        let _ = manager.run(DOCKER, verb, LONG).await;
+        assert_eq!(systemd.changes()[1], asked);
+    }
+}
+
+#[tokio::test]
+async fn while_our_own_unit_runs_or_there_is_none_a_restart_is_one_like_any_other() {
+    let session = Unit::running("session-1.scope");
+    for own in [
+        None,
+        Some(Unit::running("registry-agent-host.service")),
+        Some(session),
+    ] {
+        let (systemd, manager, _bus) = Systemd::with(vec![Unit::running(DOCKER)]).await;
+        systemd.state().own = own;
+        systemd.state().after = Some(Unit::running(DOCKER).restarted());
+        manager.run(DOCKER, JobVerb::Restart, LONG).await.unwrap();
+        assert_eq!(systemd.changes()[1], "RestartUnit docker.service replace");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_that_our_own_stop_overtakes_is_released_once() {
+    let (systemd, manager, _bus) = Systemd::with(vec![Unit::running(DOCKER)]).await;
+    systemd.state().ending = Ending::Never;
+    let overtaken = async {
+        systemd.asked().await;
+        systemd.state().own = Some(stopping());
+    };
+    let (outcome, ()) = tokio::join!(manager.run(DOCKER, JobVerb::Restart, SHORT), overtaken);
+    outcome.unwrap_err();
+    assert_eq!(
+        systemd.changes(),
+        [
+            "Subscribe",
+            "RestartUnit docker.service replace",
+            "StartUnit docker.service ignore-dependencies",
+            "CancelJob 7"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_goes_down_is_told_from_one_that_does_not() {
+    let (systemd, manager, _bus) = Systemd::with(vec![]).await;
+    for (state, down) in [
+        ("starting", false),
+        ("running", false),
+        ("degraded", false),
+        ("maintenance", false),
+        ("stopping", true),
+    ] {
+        state.clone_into(&mut systemd.state().whole);
+        assert_eq!(manager.is_shutting_down().await.unwrap(), down, "{state}");
+    }
+}
+
+/// One that is inactive was stopped, or has not been started yet: the job tells.
+#[tokio::test]
+async fn a_unit_that_is_about_to_start_is_told_from_one_that_was_stopped() {
+    let gone = Unit::running(DOCKER).state("inactive", "dead", "success");
+    let (systemd, manager, _bus) = Systemd::with(vec![gone]).await;
+    assert!(!manager.unit(DOCKER).await.unwrap().has_job);
+    systemd.state().ending = Ending::Never;
+    manager.enqueue(DOCKER, JobVerb::Start).await.unwrap();
+    assert!(manager.unit(DOCKER).await.unwrap().has_job);
+}

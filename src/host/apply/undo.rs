@@ -21,7 +21,7 @@ pub struct Undone {
     pub daemons: Vec<String>,
     /// What is not as it was, and what to do about it. Empty is all well.
     pub problems: Vec<String>,
-    /// Whether a file could not be restored, which is tried again.
+    /// Whether a file could not be restored, or the journal not be closed, which is tried again.
     pub unfinished: bool,
 }
 
@@ -35,7 +35,8 @@ pub enum Recovered {
 }
 
 impl<S: System> Apply<'_, S> {
-    /// Ends or takes back what a crash has left.
+    /// Ends or takes back what a crash has left, or an earlier [`Apply::undo`] that failed. While
+    /// files can't be put back, daemons are not told of them again: this may be tried often.
     pub async fn recover(&self) -> Result<Option<Recovered>, ApplyError> {
         let Some(transaction) = self.journal.transaction()? else {
             return Ok(None);
@@ -44,7 +45,16 @@ impl<S: System> Apply<'_, S> {
             self.finish(&transaction)?;
             return Ok(Some(Recovered::Finished));
         }
-        Ok(Some(Recovered::Undone(self.undo(&transaction).await)))
+        let undone = self.undo_files(&transaction);
+        if undone.unfinished {
+            return Err(self.unrecovered(&undone));
+        }
+        write::check_writable(&self.journal.transaction_file())?;
+        let undone = self.undo_rest(&transaction, undone).await;
+        if undone.unfinished {
+            return Err(self.unrecovered(&undone));
+        }
+        Ok(Some(Recovered::Undone(undone)))
     }
 
     /// Takes back the files of what a crash has left, before any daemon reads them, and tells
@@ -64,16 +74,29 @@ impl<S: System> Apply<'_, S> {
         Ok(true)
     }
 
+    fn unrecovered(&self, undone: &Undone) -> ApplyError {
+        ApplyError::Unrecovered {
+            journal: self.journal.transaction_file(),
+            problems: undone.problems.join("; "),
+        }
+    }
+
     /// Takes a change back. It can be done twice.
     pub async fn undo(&self, transaction: &Transaction) -> Undone {
-        let mut undone = self.undo_files(transaction);
+        let undone = self.undo_files(transaction);
+        self.undo_rest(transaction, undone).await
+    }
+
+    /// What is left to do once the files are what they were.
+    async fn undo_rest(&self, transaction: &Transaction, mut undone: Undone) -> Undone {
         failpoint!(UndoFilesWritten);
-        // What could not be restored is for the next start to try again. What somebody else has
+        // What could not be restored is for [`Apply::recover`] to try again. What somebody else has
         // changed meanwhile is theirs: to wait for it would keep every later change out.
         let restored = !undone.unfinished;
         self.undo_daemons(transaction, &mut undone).await;
         failpoint!(UndoProved);
         if restored && let Err(error) = self.journal.close() {
+            undone.unfinished = true;
             undone.problems.push(error.to_string());
         }
         undone
@@ -126,6 +149,9 @@ impl<S: System> Apply<'_, S> {
     }
 
     async fn undo_daemons(&self, transaction: &Transaction, undone: &mut Undone) {
+        if self.system.is_shutting_down().await {
+            return;
+        }
         let verbs = strongest(&transaction.actions);
         for (unit, before) in &transaction.units {
             let told = match verbs.get(unit) {
