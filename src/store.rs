@@ -18,9 +18,11 @@ mod catalog;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
+mod own;
 mod part;
 mod partial;
 mod sweep;
+pub mod upload;
 mod usage;
 
 pub use catalog::Page;

@@ -87,7 +87,7 @@ impl Mirror {
             tracing::warn!(
                 %limit, missing = %DecimalBytes(need - removed.bytes),
                 "all that could be evicted does not bring the cache below storage.cache.limit: \
-                 all else is being read"
+                 all else is being read, or was pushed here"
             );
         }
         last.fell_short = short;
@@ -95,11 +95,7 @@ impl Mirror {
     }
 
     /// Writes about `bytes`, and once more after an eviction where the disk is too full for them.
-    pub(super) async fn with_room<T, F>(
-        &self,
-        bytes: u64,
-        write: impl Fn() -> F,
-    ) -> Result<T, StoreError>
+    pub async fn with_room<T, F>(&self, bytes: u64, write: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
@@ -111,7 +107,7 @@ impl Mirror {
 
     /// Evicts because the disk has refused `bytes` more, whatever the limit; says whether that
     /// freed anything.
-    pub(super) async fn make_room(&self, bytes: u64) -> bool {
+    pub async fn make_room(&self, bytes: u64) -> bool {
         let came = Instant::now();
         let mut last = self.0.evictions.0.lock().await;
         // Somebody else has made room while we waited.
