@@ -45,6 +45,8 @@ use crate::store::layout::Repository;
 const TARGET_LOGGED: usize = 512;
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
+/// Says which registry a request was taken to mean: distribution-spec 1.1, "Registry Proxying".
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// What is served was not confirmed. Source: RFC 7234, 5.5.1.
 const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
 /// Seconds after which a client that got a 503 may come back. Clients with another place to go
@@ -301,6 +303,9 @@ impl Registry {
         let headers = response.headers_mut();
         if !headers.contains_key(API_VERSION) {
             headers.insert(API_VERSION, API_VERSION_VALUE);
+        }
+        if let Some(namespace) = request.uri().query().and_then(route::namespace) {
+            headers.insert(NAMESPACE, namespace);
         }
         for (name, value) in settings.serving.iter().flat_map(|serving| &serving.headers) {
             headers.append(name, value.clone());

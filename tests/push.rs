@@ -1,5 +1,10 @@
 //! Pushing to hosted names: uploads in all their forms, and what breaks them.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
 mod support;
 
 use std::fs;

@@ -49,7 +49,7 @@ enum State {
     /// What is on the disk has to be read.
     Unread(Algorithm),
     /// So much is there.
-    At(Session),
+    At(Box<Session>),
 }
 
 impl Slot {
@@ -155,7 +155,7 @@ impl Hosted {
             return Err(error.into());
         }
         let session = Session::new(by);
-        let slot = self.0.uploads.slot(of, id, State::At(session));
+        let slot = self.0.uploads.slot(of, id, State::At(Box::new(session)));
         let slot = slot.ok_or(HostedError::UploadUnknown)?;
         self.hold_slot(of, id, &slot).await
     }
@@ -180,10 +180,10 @@ impl Hosted {
             return Err(HostedError::UploadUnknown);
         }
         let session = match &*state {
-            State::At(session) => session.clone(),
+            State::At(session) => Session::clone(session),
             State::Unread(algorithm) => match self.0.store.find_upload(of, id, *algorithm).await? {
                 Some(session) => {
-                    *state = State::At(session.clone());
+                    *state = State::At(Box::new(session.clone()));
                     session
                 }
                 None => {
@@ -224,7 +224,7 @@ impl Hosted {
         let brought = upload.session.length - held.session.length;
         self.0.metrics.pushed_bytes.inc_by(brought);
         held.session = upload.session;
-        *held.state = State::At(held.session.clone());
+        *held.state = State::At(Box::new(held.session.clone()));
         received
     }
 
@@ -343,7 +343,7 @@ impl Hosted {
     pub fn hash_by(&self, held: &mut Held, algorithm: Algorithm) {
         if held.session.length == 0 {
             held.session = Session::new(algorithm);
-            *held.state = State::At(held.session.clone());
+            *held.state = State::At(Box::new(held.session.clone()));
         }
     }
 

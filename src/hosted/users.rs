@@ -125,7 +125,7 @@ fn parse(text: &str) -> Result<Users, (usize, String)> {
     }
     Ok(Users {
         hashes,
-        nobody: format!("$2b${dearest:02}${}", "a".repeat(52) + "."),
+        nobody: format!("$2b${dearest:02}${}.{}.", "a".repeat(21), "a".repeat(30)),
     })
 }
 

@@ -106,9 +106,8 @@ impl Pushed {
         }
         for (name, required) in [("layers", true), ("blobs", true), ("manifests", false)] {
             let items = match document.get(name) {
-                None => continue,
-                // Go writes an empty list so.
-                Some(Value::Null) => continue,
+                // The latter is how Go writes an empty list.
+                None | Some(Value::Null) => continue,
                 Some(Value::Array(items)) => items,
                 Some(_) => return Err(field(name, "is not a list")),
             };

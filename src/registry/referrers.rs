@@ -24,7 +24,7 @@ pub(super) async fn answer(
         let of_type = |descriptor: &Value| descriptor["artifactType"] == wanted;
         referrers.descriptors.retain(of_type);
     }
-    let mut response = index_of(referrers.descriptors, artifact_type);
+    let mut response = index_of(&referrers.descriptors, artifact_type);
     if referrers.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
@@ -44,7 +44,7 @@ pub(super) async fn hosted(
     let after = after.map_err(|error| Refusal::new(ErrorCode::DigestInvalid, error.to_string()))?;
     let page = hosted.referrers(of, digest, artifact_type, after.as_ref());
     let page = page.await?;
-    let mut response = index_of(page.descriptors, artifact_type);
+    let mut response = index_of(&page.descriptors, artifact_type);
     if let Some(last) = page.more_after {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query.append_pair("last", last.as_str());
@@ -63,7 +63,7 @@ pub(super) async fn hosted(
     Ok(response)
 }
 
-fn index_of(descriptors: Vec<Value>, artifact_type: Option<&str>) -> Response<Body> {
+fn index_of(descriptors: &[Value], artifact_type: Option<&str>) -> Response<Body> {
     let index = serde_json::json!({
         "schemaVersion": 2,
         "mediaType": OCI_INDEX,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
 use crate::oci::{Digest, DigestError, Name, NameError, Reference, RegistryHost};
@@ -206,6 +206,17 @@ fn upload(rest: &str) -> Option<(&str, Option<&str>)> {
         "uploads" => Some((before.strip_suffix("/blobs")?, None)),
         id => Some((before.strip_suffix("/blobs/uploads")?, Some(id))),
     }
+}
+
+/// The registry that a query names, as a header has it.
+pub(super) fn namespace(query: &str) -> Option<HeaderValue> {
+    if !query.contains("ns=") {
+        return None;
+    }
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let (_, ns) = pairs.find(|(key, _)| key == "ns")?;
+    ns.parse::<RegistryHost>().ok()?;
+    HeaderValue::from_str(&ns).ok()
 }
 
 /// Takes a host with a port off the front of a name, which can't hold one, and makes it the registry

@@ -128,7 +128,12 @@ impl Filesystem {
 
     /// Makes a repository one that is pushed here, and says whether something was set aside for it
     /// that was cached.
-    pub fn claim(&self, repository: &Repository) -> Result<bool, StoreError> {
+    /// `forget` is called before anybody is given anything of it again.
+    pub fn claim(
+        &self,
+        repository: &Repository,
+        forget: impl FnOnce(),
+    ) -> Result<bool, StoreError> {
         let marking = self.own.marking.lock();
         let _order = marking.unwrap_or_else(PoisonError::into_inner);
         if self.own.is_marked(repository) {
@@ -138,6 +143,7 @@ impl Filesystem {
         let cached = !said.adopt.matches(repository.as_str()) && self.has_any(repository)?;
         if cached {
             self.set_aside(repository)?;
+            forget();
         }
         self.write_own(&layout::own(repository), b"")?;
         let mut marked = self
@@ -178,22 +184,8 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Makes the folders above a file, and brings their names to the disk.
-    pub(super) fn make_folder_of(&self, target: &Path) -> Result<(), StoreError> {
-        let folders = target.ancestors().skip(1);
-        let new: Vec<PathBuf> = folders
-            .take_while(|folder| !folder.exists())
-            .map(Path::to_owned)
-            .collect();
-        make_parent(target)?;
-        for folder in new {
-            sync_parent(&folder)?;
-        }
-        Ok(())
-    }
-
     fn write_own(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        self.make_folder_of(&self.root.join(path))?;
+        make_folder_of(&self.root.join(path))?;
         self.write(path, bytes)
     }
 
@@ -227,7 +219,7 @@ impl Filesystem {
     pub fn put_own_manifest(&self, of: &Repository, manifest: &Manifest) -> Result<(), StoreError> {
         let digest = &manifest.digest;
         for path in [layout::blob(digest), layout::revision_link(of, digest)] {
-            self.make_folder_of(&self.root.join(path))?;
+            make_folder_of(&self.root.join(path))?;
         }
         self.put_manifest(of, manifest)?;
         if let Some(subject) = Subject::of(manifest) {
@@ -247,7 +239,7 @@ impl Filesystem {
             layout::tag_index_link(of, tag, digest),
             layout::tag_link(of, tag),
         ] {
-            self.make_folder_of(&self.root.join(path))?;
+            make_folder_of(&self.root.join(path))?;
         }
         self.put_tag(of, tag, digest)
     }
@@ -327,6 +319,20 @@ impl Filesystem {
     }
 }
 
+/// Makes the folders above a file, and brings their names to the disk.
+pub(super) fn make_folder_of(target: &Path) -> Result<(), StoreError> {
+    let folders = target.ancestors().skip(1);
+    let new: Vec<PathBuf> = folders
+        .take_while(|folder| !folder.exists())
+        .map(Path::to_owned)
+        .collect();
+    make_parent(target)?;
+    for folder in new {
+        sync_parent(&folder)?;
+    }
+    Ok(())
+}
+
 /// Brings it to the disk that a file, or its folder with it, is gone.
 fn sync_parent_if_there(of: &Path) -> Result<(), StoreError> {
     let there = of.ancestors().skip(1).find(|folder| folder.exists());
@@ -371,15 +377,16 @@ impl Store {
         if self.is_marked(of) {
             return Ok(false);
         }
-        let claimed = of.clone();
-        let aside = self.run(move |store| store.claim(&claimed)).await?;
-        if aside {
-            self.0
-                .manifests
-                .retain(|(repository, _), _| repository != of);
-            self.0.tags.retain(|(repository, _), _| repository != of);
-        }
-        Ok(aside)
+        let of = of.clone();
+        self.run_whole(move |store| {
+            store.files.claim(&of, || {
+                store
+                    .manifests
+                    .retain(|(repository, _), _| *repository != of);
+                store.tags.retain(|(repository, _), _| *repository != of);
+            })
+        })
+        .await
     }
 
     /// Says that an own repository has a blob, which is here. `false` where it is not.

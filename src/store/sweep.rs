@@ -28,8 +28,10 @@ pub struct Stored {
     pub size: u64,
     /// When it was last used itself, or last grew.
     pub used: SystemTime,
-    /// Whether somebody reads or writes it, or has pushed it: then it stays.
+    /// Whether somebody reads or writes it.
     pub held: bool,
+    /// Whether it was pushed here: then it stays.
+    pub pushed: bool,
     /// What it refers to, by the places in the list that it is in; `None` for what is no manifest.
     pub refers_to: Option<Box<[u32]>>,
     /// Whether it is a download, under way or given up.
@@ -86,6 +88,7 @@ impl Filesystem {
                 digest,
                 size,
                 used,
+                pushed: false,
                 refers_to: None,
                 partial: false,
             });
@@ -98,7 +101,7 @@ impl Filesystem {
         };
         for digest in self.pushed()? {
             if let Some(at) = place(&all, &digest) {
-                all[at].held = true;
+                all[at].pushed = true;
             }
         }
         for repository in self.repositories(&Page::all())? {
@@ -125,6 +128,7 @@ impl Filesystem {
                 digest,
                 size,
                 used,
+                pushed: false,
                 refers_to: None,
                 partial: true,
             });

@@ -14,6 +14,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::filesystem::{Filesystem, absent};
 use super::layout::{self, Repository};
+use super::own::make_folder_of;
 use super::{Store, StoreError};
 use crate::failpoint::failpoint;
 use crate::oci::{Algorithm, Digest, Hasher};
@@ -45,14 +46,8 @@ impl UploadId {
 impl fmt::Display for UploadId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex = format!("{:032x}", self.0);
-        let (a, b, c, d, e) = (
-            &hex[..8],
-            &hex[8..12],
-            &hex[12..16],
-            &hex[16..20],
-            &hex[20..],
-        );
-        write!(f, "{a}-{b}-{c}-{d}-{e}")
+        let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &hex[part]);
+        f.write_str(&parts.join("-"))
     }
 }
 
@@ -194,7 +189,7 @@ impl Filesystem {
         // Not evicted between its name and its link.
         let _lease = self.leases.take(digest);
         let target = self.root.join(layout::blob(digest));
-        self.make_folder_of(&target)?;
+        make_folder_of(&target)?;
         // Where there is one already these bytes replace it, which are known to be right.
         let before = fs::metadata(&target).map_or(0, |metadata| metadata.len());
         let more = session.length.saturating_sub(before);

@@ -15,25 +15,16 @@ impl Conversion<'_> {
         fragment: &mut Fragment,
         upstreams: &[UpstreamSettings],
     ) -> HostedSettings {
-        let names = self.names("hosted", fragment.hosted.take());
-        for (index, pattern) in names.iter().flat_map(Patterns::iter).enumerate() {
-            let here = KeyPath::of("hosted").item(index);
-            self.check_hosted(&here, pattern, upstreams);
-        }
+        let hosted = fragment.hosted.take();
+        let names = self.patterns("hosted", hosted, |conversion, here, pattern| {
+            conversion.check_name(here, pattern);
+            conversion.check_hosted(here, pattern, upstreams);
+        });
         let names = names.unwrap_or_default();
-        let adopt = self.names("adopt", fragment.adopt.take());
-        let shard = self.names("shard", fragment.shard.take());
-        let immutable_tags = self.patterns("immutable_tags", fragment.immutable_tags.take());
-        for (index, pattern) in immutable_tags.iter().flat_map(Patterns::iter).enumerate() {
-            if !pattern.has_tag() {
-                let message = format!(
-                    "{} names no tags: must be a name, a colon and a tag, such as \
-                     \"mycompany/*:v*\"",
-                    quoted(pattern.as_str())
-                );
-                self.refuse::<()>(&KeyPath::of("immutable_tags").item(index), message);
-            }
-        }
+        let adopt = self.patterns("adopt", fragment.adopt.take(), Self::check_name);
+        let shard = self.patterns("shard", fragment.shard.take(), Self::check_name);
+        let said = fragment.immutable_tags.take();
+        let immutable_tags = self.patterns("immutable_tags", said, Self::check_tag);
         let said = [
             ("adopt", adopt.is_some()),
             ("shard", shard.is_some()),
@@ -81,29 +72,44 @@ impl Conversion<'_> {
         }
     }
 
-    fn names(&mut self, key: &str, said: Option<Vec<String>>) -> Option<Patterns> {
-        let patterns = self.patterns(key, said)?;
-        for (index, pattern) in patterns.iter().enumerate() {
-            if pattern.has_tag() {
-                let message = format!(
-                    "{} holds a tag: must be names alone, such as \"mycompany/*\"",
-                    quoted(pattern.as_str())
-                );
-                self.refuse::<()>(&KeyPath::of(key).item(index), message);
-            }
+    fn check_name(&mut self, here: &KeyPath, pattern: &Pattern) {
+        if pattern.has_tag() {
+            let message = format!(
+                "{} holds a tag: must be names alone, such as \"mycompany/*\"",
+                quoted(pattern.as_str())
+            );
+            self.refuse::<()>(here, message);
         }
-        Some(patterns)
     }
 
-    fn patterns(&mut self, key: &str, said: Option<Vec<String>>) -> Option<Patterns> {
+    fn check_tag(&mut self, here: &KeyPath, pattern: &Pattern) {
+        if !pattern.has_tag() {
+            let message = format!(
+                "{} names no tags: must be a name, a colon and a tag, such as \"mycompany/*:v*\"",
+                quoted(pattern.as_str())
+            );
+            self.refuse::<()>(here, message);
+        }
+    }
+
+    fn patterns(
+        &mut self,
+        key: &str,
+        said: Option<Vec<String>>,
+        check: impl Fn(&mut Self, &KeyPath, &Pattern),
+    ) -> Option<Patterns> {
         let said = said?;
         let mut patterns = Vec::new();
         for (index, text) in said.iter().enumerate() {
+            let here = KeyPath::of(key).item(index);
             match text.parse::<Pattern>() {
-                Ok(pattern) => patterns.push(pattern),
+                Ok(pattern) => {
+                    check(self, &here, &pattern);
+                    patterns.push(pattern);
+                }
                 Err(error) => {
                     let message = format!("{error}; `*` stands for any characters");
-                    self.refuse::<()>(&KeyPath::of(key).item(index), message);
+                    self.refuse::<()>(&here, message);
                 }
             }
         }
@@ -159,10 +165,10 @@ impl Conversion<'_> {
                            say `auth: none`";
             return self.refuse(&here, message);
         };
-        let here = here.key("htpasswd");
-        let htpasswd = self.beside(&here, &file);
-        if let Err(error) = users::read(&htpasswd) {
-            return self.refuse(&here, error.to_string());
+        let htpasswd = self.beside(&here.key("htpasswd"), &file);
+        let read = users::read(&htpasswd);
+        if let Err(error) = &read {
+            self.refuse::<()>(&here.key("htpasswd"), error.to_string());
         }
         let name = said.name.map(|name| name.to_ascii_lowercase());
         if let Some(name) = &name
@@ -172,8 +178,9 @@ impl Conversion<'_> {
                 "{} is not a host name: must be one without a port, such as registry.example.com",
                 quoted(name)
             );
-            return self.refuse(&KeyPath::of("auth").key("name"), message);
+            return self.refuse(&here.key("name"), message);
         }
+        read.ok()?;
         Some(AuthSettings {
             htpasswd,
             pull: said.pull.unwrap_or_default(),
