@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -18,6 +18,9 @@ use crate::store::upload::{Committed, Session, Upload, UploadId};
 
 /// Uploads that are in memory; of more, those that were not used for longest are read again.
 const SESSIONS: usize = 4096;
+/// How long a request waits for another one to the same upload before it is refused: whoever only
+/// asks how far it is must not be in the way of who goes on, nor who has just left.
+const BUSY: Duration = Duration::from_secs(1);
 /// Bytes of all uploads that are in memory, about: each has a piece that is being written, and one
 /// that arrives.
 const MEMORY: usize = 32 * 1024 * 1024;
@@ -174,8 +177,8 @@ impl Hosted {
         id: UploadId,
         slot: &Arc<Slot>,
     ) -> Result<Held, HostedError> {
-        let state = Arc::clone(&slot.state).try_lock_owned();
-        let mut state = state.map_err(|_| HostedError::UploadBusy)?;
+        let state = tokio::time::timeout(BUSY, Arc::clone(&slot.state).lock_owned());
+        let mut state = state.await.map_err(|_| HostedError::UploadBusy)?;
         if *slot.cancelled.borrow() {
             return Err(HostedError::UploadUnknown);
         }
