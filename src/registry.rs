@@ -47,8 +47,9 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
 /// Says which registry a request was taken to mean: distribution-spec 1.1, "Registry Proxying".
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
-/// What is served was not confirmed. Source: RFC 7234, 5.5.1.
-const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
+/// What is served was not confirmed. Registries are to say all that they warn of as 299, and to give
+/// no name of their own: distribution-spec 1.1, "Warnings".
+const STALE: HeaderValue = HeaderValue::from_static("299 - \"Response is Stale\"");
 /// Seconds after which a client that got a 503 may come back. Clients with another place to go
 /// don't wait for it.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");

@@ -394,6 +394,11 @@ const TABLE: &[(&str, &str, &[&str])] = &[
         "each code MUST be one of the table's",
         &["this::every_code_is_of_the_specification_or_of_distribution"],
     ),
+    (
+        "Warnings",
+        "a Warning MUST have the code 299, the agent -, and no date",
+        &["freshness::what_is_cached_is_served_with_a_warning_while_the_upstream_is_in_trouble"],
+    ),
     // Beyond 1.1: what strict tests ask.
     (
         "strict",
