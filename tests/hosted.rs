@@ -348,6 +348,9 @@ fn a_manifest_has_4_mib_at_the_most() {
         );
     }
     assert_eq!(agent.get(&manifests("large")).body.len(), 4 * MIB);
+    // What is larger is not read to its end before it is refused.
+    let peak = agent.peak_memory();
+    assert!(peak < 50 * MIB, "{} MiB", peak / MIB);
 }
 
 #[test]

@@ -386,12 +386,33 @@ fn a_full_disk_is_said_and_leaves_nothing_half_stored() {
 #[test]
 fn many_uploads_at_once_take_bounded_memory() {
     let agent = Setup::hosting().start();
-    std::thread::scope(|scope| {
-        for seed in 0..32 {
-            let agent = &agent;
-            scope.spawn(move || agent.push_blob(NAME, &Blob::new(seed, 4 * MIB)));
-        }
+    let (blob, length) = (Blob::new(1, 8 * MIB), (8 * MIB).to_string());
+    let locations: Vec<String> = (0..24).map(|_| begin(&agent)).collect();
+    let mut running: Vec<_> = locations
+        .iter()
+        .map(|location| {
+            let mut connection = agent.registry().connect().unwrap();
+            let headers = [("Content-Length".to_owned(), length.clone())];
+            connection.write("PATCH", location, &headers).unwrap();
+            connection.write_body(&blob.bytes[..8 * MIB - 1]).unwrap();
+            connection
+        })
+        .collect();
+    // All of them are under way, and what came is on the disk but for a piece.
+    eventually(PATIENCE, "all but a piece of each is written", || {
+        let written = uploads(&agent)
+            .into_iter()
+            .filter(|upload| fs::metadata(upload.join("data")).unwrap().len() >= 6 << 20);
+        written.count() == locations.len()
     });
+    for connection in &mut running {
+        connection.write_body(&blob.bytes[8 * MIB - 1..]).unwrap();
+    }
+    for (connection, location) in running.into_iter().zip(&locations) {
+        let reply = connection.expect("PATCH").response().unwrap().finish();
+        assert_eq!(reply.status, 202);
+        assert_created(&put(&agent, location, &blob, b""), &blob);
+    }
     let peak = agent.peak_memory();
     assert!(peak < 100 * MIB, "{} MiB", peak / MIB);
 }
