@@ -15,6 +15,8 @@ mod signals;
 use crate::config::{Loaded, Serving, Settings, Sources, Storage};
 use crate::descriptors::Connections;
 use crate::health::{self, Health, HealthWatch, MirrorProbe, MirrorWatch, Need, OwnPort};
+use crate::hosted::Hosted;
+use crate::hosted::users::Gate;
 use crate::log::LevelHandle;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
@@ -30,6 +32,8 @@ use signals::Signals;
 
 /// How often it is looked whether the certificate's files have changed.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
+/// How often it is looked for uploads that were given up.
+const UPLOADS_INTERVAL: Duration = Duration::from_mins(30);
 /// How long the disk may take at the end for downloads that are not complete. The service manager
 /// waits for longer than this and a drain.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
@@ -58,6 +62,9 @@ pub enum AgentError {
     /// The storage can't be used.
     #[error("can't use the storage (`storage.filesystem.root`): {0}")]
     Store(#[from] StoreError),
+    /// The users can't be read.
+    #[error("can't say who may push (`auth.htpasswd`): {0}")]
+    Users(String),
     /// The process can't be set up.
     #[error("can't handle signals: {0}")]
     Signals(#[from] io::Error),
@@ -176,6 +183,15 @@ pub async fn run(
             tasks.spawn(mirror_probe.watch(interval.clone(), host));
             tasks.spawn(port.mirror.clone().look_after_cache(interval));
             tasks.spawn(watch_certificate(port.identity.clone()));
+            tasks.spawn(watch_uploads(port.hosted.clone()));
+            let users = {
+                let shared = Arc::clone(&shared);
+                move || {
+                    let settings = shared.settings();
+                    Some(settings.serving.as_ref()?.auth.as_ref()?.htpasswd.clone())
+                }
+            };
+            tasks.spawn(port.gate.clone().watch(users));
             tasks.spawn({
                 let mut health = health.clone();
                 async move {
@@ -293,6 +309,8 @@ struct Port {
     listener: TcpListener,
     identity: Option<Arc<LiveIdentity>>,
     mirror: Mirror,
+    hosted: Hosted,
+    gate: Gate,
     own: OwnPort,
 }
 
@@ -319,10 +337,18 @@ impl Port {
         let own = own.map_err(|error| AgentError::Tls(error.to_string()))?;
         let Storage::Filesystem { root } = &serving.storage;
         let store = Store::open(root)?;
+        Hosted::tell(&store, serving);
+        let gate = Gate::new().map_err(AgentError::Users)?;
+        let users = serving.auth.as_ref().map(|auth| auth.htpasswd.as_path());
+        gate.refresh(users)
+            .map_err(|error| AgentError::Users(error.to_string()))?;
+        let mirror = Mirror::new(serving, store, Arc::clone(metrics));
         Ok(Self {
             listener,
             identity,
-            mirror: Mirror::new(serving, store, Arc::clone(metrics)),
+            hosted: Hosted::new(mirror.clone(), Arc::clone(metrics)),
+            mirror,
+            gate,
             own,
         })
     }
@@ -339,7 +365,13 @@ impl Port {
             None => Listener::Tcp(self.listener),
         };
         let metrics = Arc::clone(&shared.metrics);
-        let registry = Registry::new(self.mirror, shared.health.clone(), Arc::clone(&metrics));
+        let registry = Registry::new(
+            self.mirror,
+            self.hosted,
+            self.gate,
+            shared.health.clone(),
+            Arc::clone(&metrics),
+        );
         let limits = {
             let shared = Arc::clone(&shared);
             move || {
@@ -399,6 +431,14 @@ fn listen_error(key: &'static str, address: String, source: io::Error) -> AgentE
         key,
         address,
         source,
+    }
+}
+
+/// Removes the uploads that were given up, those of earlier processes at once.
+async fn watch_uploads(hosted: Hosted) {
+    loop {
+        hosted.remove_stale_uploads().await;
+        tokio::time::sleep(UPLOADS_INTERVAL).await;
     }
 }
 

@@ -27,9 +27,10 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AdminAddress, ClientSettings, Credentials, DockerSettings, Drift, Freshness, HealthSettings,
-    HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart, Role, Secret, Serving,
-    Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
+    AdminAddress, AuthSettings, ClientSettings, Credentials, DockerSettings, Drift, Freshness,
+    HealthSettings, HostSettings, HostedSettings, LogFormat, LogLevel, LogSettings, Manage, Pull,
+    Restart, Role, Secret, Serving, Settings, Sparse, Storage, Timeouts, TlsSettings,
+    UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

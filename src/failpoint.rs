@@ -49,6 +49,14 @@ pub enum Failpoint {
     TagStaged,
     /// The tag is moved; nobody has an answer.
     TagMoved,
+    /// The first bytes of an upload are appended.
+    UploadBegun,
+    /// An upload is right, and on the disk under the name that uploads have.
+    UploadSynced,
+    /// An upload has a blob's name; its repository has no link to it.
+    UploadRenamed,
+    /// An upload is linked; nobody has an answer.
+    UploadLinked,
     /// A change of the host is found right; nothing is written.
     ApplyChecked,
     /// The journal has what was there before.
@@ -102,6 +110,14 @@ impl Failpoint {
         Self::UndoProved,
     ];
 
+    /// Those of taking a blob from a client.
+    pub const UPLOAD: [Self; 4] = [
+        Self::UploadBegun,
+        Self::UploadSynced,
+        Self::UploadRenamed,
+        Self::UploadLinked,
+    ];
+
     /// Those of storing something.
     pub const ALL: [Self; 13] = [
         Self::FillOpened,
@@ -135,6 +151,10 @@ impl Failpoint {
             Self::IndexLinked => "index-linked",
             Self::TagStaged => "tag-staged",
             Self::TagMoved => "tag-moved",
+            Self::UploadBegun => "upload-begun",
+            Self::UploadSynced => "upload-synced",
+            Self::UploadRenamed => "upload-renamed",
+            Self::UploadLinked => "upload-linked",
             Self::ApplyChecked => "apply-checked",
             Self::ApplyJournaled => "apply-journaled",
             Self::ApplyFoldersMade => "apply-folders-made",

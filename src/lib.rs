@@ -8,6 +8,7 @@
 //!   words of the distribution specification.
 //! - [`mirror`] decides: from the store, or from an upstream, once for everybody; fresh, or stale
 //!   because nobody can be asked.
+//! - [`hosted`] is what is pushed here, and never asked of an upstream.
 //! - [`store`] keeps blobs, manifests and tags in distribution's layout; [`upstream`] asks other
 //!   registries.
 //!
@@ -28,6 +29,7 @@ pub mod descriptors;
 pub mod failpoint;
 pub mod health;
 pub mod host;
+pub mod hosted;
 pub mod log;
 pub mod metrics;
 pub mod mirror;

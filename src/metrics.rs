@@ -52,6 +52,8 @@ pub struct Metrics {
     pub manifest_misses: Counter,
     /// Bytes of blobs and manifests sent to clients.
     pub served_bytes: Counter,
+    /// Bytes of blobs and manifests that clients have pushed.
+    pub pushed_bytes: Counter,
     /// Bytes of blobs and manifests received from upstreams.
     pub fetched_bytes: Counter,
     /// Answers that were older than the freshness window, because the upstream could not confirm.
@@ -106,6 +108,7 @@ impl Metrics {
             manifest_hits: "Manifest requests that the store answered",
             manifest_misses: "Manifest requests for which the upstream sent a manifest",
             served_bytes: "Bytes of blobs and manifests sent to clients",
+            pushed_bytes: "Bytes of blobs and manifests that clients have pushed",
             fetched_bytes: "Bytes of blobs and manifests received from upstreams",
             stale_served: "Answers older than the freshness window",
             upstream_requests: "Requests to upstreams",

@@ -57,6 +57,12 @@ pub enum MirrorError {
         /// Those that could be.
         mirrored: String,
     },
+    /// What is stored under this name was pushed here, and is not the upstream's.
+    #[error(
+        "{0} was pushed to this registry, and is not mirrored: pull it by the name that `hosted` \
+         has for it, or, if it is hosted no longer, from the registry itself"
+    )]
+    Hosted(Repository),
     /// Nothing is cached, and the upstream can't be asked now.
     #[error("nothing cached, and {0}")]
     Unavailable(UpstreamError),
@@ -252,6 +258,10 @@ impl Mirror {
             _ => name,
         };
         let mut stored = Repository::new(upstream.registry(), &name);
+        // What is pushed here is not the upstream's, whatever it is asked for as.
+        if self.0.store.is_kept(&stored) {
+            return Err(MirrorError::Hosted(stored));
+        }
         if upstream.settings().share_private {
             stored = stored.as_shared();
         }

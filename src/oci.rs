@@ -8,9 +8,13 @@ mod error;
 mod image;
 mod manifest;
 mod name;
+mod pattern;
+mod pushed;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::{ErrorBody, ErrorCode};
 pub use image::ImageName;
 pub use manifest::{MANIFEST_LIMIT, Manifest, ManifestError, OCI_INDEX};
 pub use name::{Name, NameError, Reference, RegistryHost, Tag};
+pub use pattern::{Pattern, PatternError, Patterns};
+pub use pushed::{Pushed, PushedError, Subject};

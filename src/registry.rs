@@ -4,24 +4,28 @@
 use std::future::Ready;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::header::{ALLOW, CONTENT_LENGTH, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_LENGTH, EXPECT, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use serde_json::Value;
 
+mod access;
 mod activity;
 mod blob;
 mod body;
 mod list;
 mod manifest;
 mod peers;
+mod push;
 mod referrers;
 mod route;
 mod sendfile;
 pub mod server;
 mod tls;
+mod upload;
 
 pub use body::{Body, TEXT};
 pub use sendfile::Outbox;
@@ -30,19 +34,29 @@ use route::{Route, RouteError};
 
 use crate::config::Settings;
 use crate::health::HealthWatch;
+use crate::hosted::users::Gate;
+use crate::hosted::{self, Hosted, Payload};
 use crate::metrics::{Metrics, RequestLabels};
 use crate::mirror::{Mirror, MirrorError};
-use crate::oci::{ErrorBody, ErrorCode};
+use crate::oci::{ErrorBody, ErrorCode, Name};
+use crate::store::layout::Repository;
 
 /// Characters of a request's target that are logged: no name and digest of ours has more.
 const TARGET_LOGGED: usize = 512;
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
-/// What is served was not confirmed. Source: RFC 7234, 5.5.1.
-const STALE: HeaderValue = HeaderValue::from_static("110 registry-agent \"Response is Stale\"");
+/// Says which registry a request was taken to mean: distribution-spec 1.1, "Registry Proxying".
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+/// What is served was not confirmed. Registries are to say all that they warn of as 299, and to give
+/// no name of their own: distribution-spec 1.1, "Warnings".
+const STALE: HeaderValue = HeaderValue::from_static("299 - \"Response is Stale\"");
 /// Seconds after which a client that got a 503 may come back. Clients with another place to go
 /// don't wait for it.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+/// Bytes of a request that are read, and forgotten, when it is refused: clients that send all
+/// before they listen would find the connection closed.
+const DRAINED: u64 = 32 * 1024 * 1024;
 
 /// An error answer: a code and a message for people.
 #[derive(Debug)]
@@ -50,6 +64,9 @@ struct Refusal {
     code: ErrorCode,
     status: StatusCode,
     message: String,
+    /// What it is about, one for each error.
+    details: Vec<Value>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
@@ -58,7 +75,22 @@ impl Refusal {
             code,
             status: code.status(),
             message: message.into(),
+            details: Vec::new(),
+            headers: Vec::new(),
         }
+    }
+
+    /// With another status than the code's own.
+    fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
+    fn with_header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
+        // Made of names and numbers, always a valid header.
+        if let Ok(value) = value.try_into() {
+            self.headers.push((name, value));
+        }
+        self
     }
 }
 
@@ -69,7 +101,9 @@ impl From<MirrorError> for Refusal {
         let code = match &error {
             MirrorError::BlobUnknown(_) => ErrorCode::BlobUnknown,
             MirrorError::ManifestUnknown(_) => ErrorCode::ManifestUnknown,
-            MirrorError::NameUnknown(_) | MirrorError::NotMirrored { .. } => ErrorCode::NameUnknown,
+            MirrorError::NameUnknown(_)
+            | MirrorError::NotMirrored { .. }
+            | MirrorError::Hosted(_) => ErrorCode::NameUnknown,
             MirrorError::TooLarge(_) => ErrorCode::ManifestInvalid,
             MirrorError::Unavailable(_)
             | MirrorError::Mismatch { .. }
@@ -85,7 +119,11 @@ impl From<MirrorError> for Refusal {
             // Clients go elsewhere without a word: only here can the operator learn of it.
             tracing::warn!(%error, "a request could not be answered: {error}");
         }
-        Self::new(code, error.to_string())
+        let refusal = Self::new(code, error.to_string());
+        match error {
+            MirrorError::TooLarge(_) => refusal.with_status(StatusCode::PAYLOAD_TOO_LARGE),
+            _ => refusal,
+        }
     }
 }
 
@@ -111,15 +149,34 @@ pub type Answer =
 #[derive(Clone)]
 pub struct Registry {
     mirror: Mirror,
+    hosted: Hosted,
+    gate: Gate,
     health: HealthWatch,
     metrics: Arc<Metrics>,
 }
 
+/// What a request is about, and what it brings, where it brings anything.
+struct Asked {
+    request: Request<()>,
+    route: Route,
+    /// Where it is about a hosted name: its repository.
+    hosted: Option<Repository>,
+    outbox: Option<Outbox>,
+}
+
 impl Registry {
-    /// The API over a mirror.
-    pub fn new(mirror: Mirror, health: HealthWatch, metrics: Arc<Metrics>) -> Self {
+    /// The API over a mirror and what is hosted beside it, where `gate` lets users in.
+    pub fn new(
+        mirror: Mirror,
+        hosted: Hosted,
+        gate: Gate,
+        health: HealthWatch,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             mirror,
+            hosted,
+            gate,
             health,
             metrics,
         }
@@ -131,27 +188,108 @@ impl Registry {
         request: Request<B>,
         outbox: Option<&Outbox>,
         settings: Arc<Settings>,
-    ) -> Answer {
+    ) -> Answer
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let started = settings.log.access.then(Instant::now);
-        let request = request.map(drop);
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, ());
         let route = Route::parse(request.uri());
         let kind = route.as_ref().map_or("other", Route::kind);
         let response = match route {
-            Ok(route) => match self.at_once(&request, &route) {
-                Some(response) => response,
-                None => {
-                    let (registry, outbox) = (self.clone(), outbox.cloned());
-                    return Either::Right(Box::pin(async move {
-                        let response = registry.dispatch(&request, route, outbox).await;
-                        let response = response.unwrap_or_else(|refusal| error_answer(&refusal));
-                        registry.finish(&request, kind, response, &settings, started)
-                    }));
+            Ok(route) => {
+                let hosted = hosted_by(&settings, &route);
+                let needed = access::needed(&settings, &request, &route, hosted.is_some());
+                let known =
+                    needed == access::Needed::Nothing || self.gate.recall(request.headers());
+                let at_once = known.then(|| self.at_once(&request, &route, hosted.as_ref()));
+                match at_once.flatten() {
+                    Some(response) => response,
+                    None => {
+                        let (registry, outbox) = (self.clone(), outbox.cloned());
+                        let asked = Asked {
+                            request,
+                            route,
+                            hosted,
+                            outbox,
+                        };
+                        if reads(asked.request.method()) {
+                            return Either::Right(Box::pin(async move {
+                                registry
+                                    .respond(asked, kind, needed, settings, started)
+                                    .await
+                            }));
+                        }
+                        let serving = settings.serving.as_ref();
+                        let idle = serving.map_or(Duration::ZERO, |it| it.clients.idle);
+                        let payload = Payload::new(body, idle);
+                        return Either::Right(Box::pin(async move {
+                            let writing =
+                                registry.write(asked, payload, kind, needed, settings, started);
+                            writing.await
+                        }));
+                    }
                 }
-            },
+            }
             Err(error) => error_answer(&error.into()),
         };
         let response = self.finish(&request, kind, response, &settings, started);
         Either::Left(std::future::ready(response))
+    }
+
+    /// The answer to a request that changes nothing.
+    async fn respond(
+        self,
+        asked: Asked,
+        kind: &'static str,
+        needed: access::Needed,
+        settings: Arc<Settings>,
+        started: Option<Instant>,
+    ) -> Response<Body> {
+        let answered = match self.admit(&asked.request, needed).await {
+            Ok(()) => self.dispatch(&asked, &settings).await,
+            Err(refusal) => Err(refusal),
+        };
+        let response = answered.unwrap_or_else(|refusal| error_answer(&refusal));
+        self.finish(&asked.request, kind, response, &settings, started)
+    }
+
+    /// The answer to a request that is to change something. It goes on when its client leaves, so
+    /// that what it was at is left in order.
+    async fn write(
+        self,
+        asked: Asked,
+        mut payload: Payload,
+        kind: &'static str,
+        needed: access::Needed,
+        settings: Arc<Settings>,
+        started: Option<Instant>,
+    ) -> Response<Body> {
+        let (registry, told) = (self.clone(), Arc::clone(&settings));
+        let writing = tokio::spawn(async move {
+            let answered = match registry.admit(&asked.request, needed).await {
+                Ok(()) => registry.change(&asked, &mut payload, &told).await,
+                Err(refusal) => Err(refusal),
+            };
+            // Who waits to be told to go on sends nothing when it is told something else.
+            if answered.is_err() && !asked.request.headers().contains_key(EXPECT) {
+                payload.drain(DRAINED).await;
+            }
+            (asked.request, answered)
+        });
+        match writing.await {
+            Ok((request, answered)) => {
+                let response = answered.unwrap_or_else(|refusal| error_answer(&refusal));
+                self.finish(&request, kind, response, &settings, started)
+            }
+            // It has panicked, which is in the log.
+            Err(_) => {
+                let message = "the request was given up; the log says how";
+                error_answer(&Refusal::new(ErrorCode::Unavailable, message))
+            }
+        }
     }
 
     /// What all answers have in common.
@@ -166,6 +304,9 @@ impl Registry {
         let headers = response.headers_mut();
         if !headers.contains_key(API_VERSION) {
             headers.insert(API_VERSION, API_VERSION_VALUE);
+        }
+        if let Some(namespace) = request.uri().query().and_then(route::namespace) {
+            headers.insert(NAMESPACE, namespace);
         }
         for (name, value) in settings.serving.iter().flat_map(|serving| &serving.headers) {
             headers.append(name, value.clone());
@@ -207,72 +348,97 @@ impl Registry {
     }
 
     /// The answer to what needs no waiting.
-    fn at_once(&self, request: &Request<()>, route: &Route) -> Option<Response<Body>> {
+    fn at_once(
+        &self,
+        request: &Request<()>,
+        route: &Route,
+        hosted: Option<&Repository>,
+    ) -> Option<Response<Body>> {
         let Route::Manifest {
             name,
             ns,
             reference,
+            ..
         } = route
         else {
             return None;
         };
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        if !reads(request.method()) {
             return None;
+        }
+        if let Some(of) = hosted {
+            let manifest = self.hosted.manifest_at_once(of, reference)?;
+            return Some(manifest::hosted(request.headers(), manifest));
         }
         let source = self.mirror.source(name, ns.as_deref()).ok()?;
         let served = self.mirror.manifest_at_once(&source, reference)?;
         Some(manifest::respond(request.headers(), &served))
     }
 
+    /// What is asked for, and changes nothing.
     async fn dispatch(
         &self,
-        request: &Request<()>,
-        route: Route,
-        outbox: Option<Outbox>,
+        asked: &Asked,
+        settings: &Settings,
     ) -> Result<Response<Body>, Refusal> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Refusal::new(
-                ErrorCode::Unsupported,
-                format!(
-                    "{} is not supported: this is a mirror, from which images are pulled; push to the registry that has them",
-                    request.method()
-                ),
-            ));
+        let (request, outbox) = (&asked.request, asked.outbox.clone());
+        if let Some(of) = &asked.hosted {
+            return push::answer(&self.hosted, asked, of).await;
         }
-        match route {
+        match &asked.route {
             Route::Root => Ok(self.root()),
             Route::Base => Ok(json_answer(Bytes::from_static(b"{}"))),
             Route::Blob { name, ns, digest } => {
-                let source = self.mirror.source(&name, ns.as_deref())?;
-                blob::answer(&self.mirror, request, &source, &digest, outbox).await
+                let source = self.mirror.source(name, ns.as_deref())?;
+                blob::answer(&self.mirror, request, &source, digest, outbox).await
             }
             Route::Manifest {
                 name,
                 ns,
                 reference,
+                ..
             } => {
-                let source = self.mirror.source(&name, ns.as_deref())?;
+                let source = self.mirror.source(name, ns.as_deref())?;
                 let (method, asked) = (request.method(), request.headers());
-                manifest::answer(&self.mirror, method, asked, &source, &reference).await
+                manifest::answer(&self.mirror, method, asked, &source, reference).await
             }
             Route::Tags { name, ns, page } => {
-                let source = self.mirror.source(&name, ns.as_deref())?;
-                list::tags(&self.mirror, &source, &name, ns.as_deref(), &page).await
+                let source = self.mirror.source(name, ns.as_deref())?;
+                list::tags(&self.mirror, &source, name, ns.as_deref(), page).await
             }
             Route::Referrers {
                 name,
                 ns,
                 digest,
                 artifact_type,
+                ..
             } => {
-                let source = self.mirror.source(&name, ns.as_deref())?;
-                referrers::answer(&self.mirror, &source, &digest, artifact_type.as_deref()).await
+                let source = self.mirror.source(name, ns.as_deref())?;
+                referrers::answer(&self.mirror, &source, digest, artifact_type.as_deref()).await
             }
-            Route::Catalog { page } => list::catalog(&self.mirror, &page).await,
-            Route::Upload => Err(Refusal::new(
-                ErrorCode::Unsupported,
-                "uploads are not supported: this is a mirror, from which images are pulled",
-            )),
+            Route::Catalog { page } => list::catalog(&self.mirror, page).await,
+            Route::Upload { name, .. } => Err(not_hosted(settings, request.method(), Some(name))),
+        }
+    }
+
+    /// What is to change something.
+    async fn change(
+        &self,
+        asked: &Asked,
+        payload: &mut Payload,
+        settings: &Settings,
+    ) -> Result<Response<Body>, Refusal> {
+        let method = asked.request.method();
+        let (Some(of), Some(serving)) = (&asked.hosted, &settings.serving) else {
+            return Err(not_hosted(settings, method, asked.route.name()));
+        };
+        Hosted::check_push(&serving.hosted, of)?;
+        match &asked.route {
+            Route::Upload { id, wanted, .. } => {
+                let id = id.as_deref();
+                upload::change(&self.hosted, asked, of, (id, wanted), payload, serving).await
+            }
+            _ => push::change(&self.hosted, asked, of, payload, &serving.hosted).await,
         }
     }
 
@@ -299,15 +465,55 @@ fn json_answer(bytes: Bytes) -> Response<Body> {
     Body::answer(StatusCode::OK, "application/json", bytes)
 }
 
+/// Whether a request changes nothing, by its method.
+fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// The repository of a request about a hosted name.
+fn hosted_by(settings: &Settings, route: &Route) -> Option<Repository> {
+    let hosted = &settings.serving.as_ref()?.hosted;
+    if hosted.names.is_empty() {
+        return None;
+    }
+    hosted::repository(hosted, route.name()?, route.ns())
+}
+
+/// A push, or a delete, where nothing can be.
+fn not_hosted(settings: &Settings, method: &Method, name: Option<&Name>) -> Refusal {
+    let hosted = settings
+        .serving
+        .as_ref()
+        .map(|serving| &serving.hosted.names);
+    let message = match (name, hosted) {
+        (Some(name), Some(hosted)) if !hosted.is_empty() => format!(
+            "{method} is not supported for {name}, which is mirrored: pushes are taken for {hosted} \
+             alone (`hosted`); push to the registry that has {name}"
+        ),
+        (_, Some(hosted)) if !hosted.is_empty() => {
+            format!("{method} is not supported here: pushes are taken for {hosted} (`hosted`)")
+        }
+        _ => format!(
+            "{method} is not supported: this is a mirror, from which images are pulled; push to the \
+             registry that has them"
+        ),
+    };
+    Refusal::new(ErrorCode::Unsupported, message)
+}
+
 fn error_answer(refusal: &Refusal) -> Response<Body> {
-    let body = serde_json::to_vec(&ErrorBody::new(refusal.code, &refusal.message));
+    let body = ErrorBody::new(refusal.code, &refusal.message, &refusal.details);
+    let body = serde_json::to_vec(&body);
     let mut response = json_answer(body.unwrap_or_default().into());
     *response.status_mut() = refusal.status;
+    for (name, value) in &refusal.headers {
+        response.headers_mut().append(name, value.clone());
+    }
     match refusal.status {
         StatusCode::SERVICE_UNAVAILABLE => {
             response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
         }
-        StatusCode::METHOD_NOT_ALLOWED => {
+        StatusCode::METHOD_NOT_ALLOWED if !response.headers().contains_key(ALLOW) => {
             response
                 .headers_mut()
                 .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -18,9 +18,11 @@ mod catalog;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;
+mod own;
 mod part;
 mod partial;
 mod sweep;
+pub mod upload;
 mod usage;
 
 pub use catalog::Page;
@@ -227,8 +229,13 @@ impl Store {
             .await
     }
 
-    /// Records that a repository has a blob, whose bytes must be here already.
+    /// Records that a repository has a blob, whose bytes must be here already. What is pushed here
+    /// is not touched by this and the like, which keep what comes from an upstream: a download may
+    /// end after its name was hosted.
     pub async fn link_layer(&self, of: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        if self.is_marked(of) {
+            return Ok(());
+        }
         let (repository, digest) = (of.clone(), digest.clone());
         self.run(move |store| store.link_layer(&repository, &digest))
             .await
@@ -303,6 +310,9 @@ impl Store {
         manifest: &Arc<Manifest>,
         tag: Option<&Tag>,
     ) -> Result<(), StoreError> {
+        if self.is_marked(of) {
+            return Ok(());
+        }
         let key = (of.clone(), manifest.digest.clone());
         let manifest_of = Arc::clone(manifest);
         self.run_whole(move |store| {
@@ -326,6 +336,9 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StoreError> {
+        if self.is_marked(of) {
+            return Ok(());
+        }
         let (repository, moved, to) = (of.clone(), tag.clone(), digest.clone());
         self.run(move |store| store.put_tag(&repository, &moved, &to))
             .await?;
@@ -340,6 +353,9 @@ impl Store {
         tag: &Tag,
         link: TagLink,
     ) -> Result<(), StoreError> {
+        if self.is_marked(of) {
+            return Ok(());
+        }
         let (repository, named, kept) = (of.clone(), tag.clone(), link.clone());
         let put = self.run(move |store| {
             let new = store.tag(&repository, &named)?.is_none();
@@ -486,7 +502,7 @@ impl Store {
         let (repository, digest, partial) = (of.clone(), digest.clone(), Arc::clone(partial));
         self.run(move |store| {
             store.commit_fill(&digest, &partial)?;
-            Ok(store.link_layer(&repository, &digest).is_ok())
+            Ok(store.is_own(&repository) || store.link_layer(&repository, &digest).is_ok())
         })
         .await
     }

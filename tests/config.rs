@@ -202,6 +202,17 @@ fn shown_serving(serving: &Serving) -> Value {
         "clients": format!("{:?}", serving.clients.idle),
         "headers": headers,
         "drain": format!("{:?}", serving.drain),
+        "hosted": serving.hosted.names.to_string(),
+        "adopt": serving.hosted.adopt.to_string(),
+        "shard": serving.hosted.shard.as_ref().map(ToString::to_string),
+        "immutable_tags": serving.hosted.immutable_tags.to_string(),
+        "delete": serving.hosted.delete,
+        "sparse": format!("{:?}", serving.hosted.sparse),
+        "auth": serving.auth.as_ref().map(|auth| json!([
+            auth.htpasswd.file_name().unwrap().to_str(),
+            format!("{:?}", auth.pull),
+            auth.name,
+        ])),
     })
 }
 

@@ -100,7 +100,10 @@ fn what_is_cached_is_served_with_a_warning_while_the_upstream_is_in_trouble() {
             assert_eq!(reply.status, 200, "{name}: {method}");
             assert_eq!(reply.header("docker-content-digest"), Some(image.digest()));
             let warning = reply.header("warning").unwrap_or_default();
-            assert!(warning.starts_with("110 "), "{name}: {method}: {warning:?}");
+            assert!(
+                warning.starts_with("299 - "),
+                "{name}: {method}: {warning:?}"
+            );
             let age = reply.header("age").and_then(|age| age.parse::<u64>().ok());
             assert!(age.is_some(), "{name}: {method}: {age:?}");
         }
@@ -175,7 +178,7 @@ fn asking_costs_no_pull_and_a_limit_leaves_the_tag_as_it_was() {
     assert!(
         stale
             .header("warning")
-            .is_some_and(|warning| warning.starts_with("110 "))
+            .is_some_and(|warning| warning.starts_with("299 - "))
     );
     let of_new = format!("/v2/library/app/manifests/{}", new.digest());
     agent.get(&of_new).assert_error(503, "UNAVAILABLE");
@@ -202,7 +205,7 @@ fn a_hanging_upstream_costs_the_deadline_and_not_the_answer() {
             let reply = agent.get(TAG);
             reply.assert_is(&image.manifest.blob.bytes);
             let warning = reply.header("warning").unwrap_or_default();
-            assert!(warning.starts_with("110 "), "{part}: {warning:?}");
+            assert!(warning.starts_with("299 - "), "{part}: {warning:?}");
         }
         let hanging = hub
             .exchanges()

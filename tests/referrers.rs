@@ -86,7 +86,7 @@ fn with_the_upstream_off_they_are_those_it_last_had_and_say_so() {
     assert!(
         reply
             .header("warning")
-            .is_some_and(|it| it.starts_with("110 "))
+            .is_some_and(|it| it.starts_with("299 - "))
     );
     agent.get(&path(&other)).assert_error(503, "UNAVAILABLE");
 }

@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Shared;
 use crate::config::{self, Serving, Sources};
+use crate::hosted::Hosted;
 use crate::log::LevelHandle;
 
 /// The signals that the agent acts on.
@@ -103,6 +104,7 @@ fn reload_serving(shared: &Shared, before: &Serving, after: &mut Serving) {
     }
     if let Some(mirror) = &shared.mirror {
         mirror.reload(after);
+        Hosted::tell(mirror.store(), after);
     }
 }
 

@@ -3,7 +3,10 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::config::{self, HostSettings, Loaded, Manage, Restart, Serving, Sources, Storage};
+use crate::config::{
+    self, HostSettings, HostedSettings, Loaded, Manage, Pull, Restart, Serving, Sources, Sparse,
+    Storage,
+};
 
 /// Reads the configuration and starts nothing.
 ///
@@ -98,7 +101,68 @@ fn report_serving(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
             None => writeln!(out, "anonymously")?,
         }
     }
-    Ok(())
+    report_hosted(out, serving)
+}
+
+/// What can be pushed, by whom, and what they can do.
+fn report_hosted(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
+    let HostedSettings {
+        names,
+        adopt,
+        immutable_tags,
+        shard,
+        delete,
+        sparse,
+    } = &serving.hosted;
+    if names.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "hosted: {names}")?;
+    for (key, patterns) in [
+        ("adopt", Some(adopt)),
+        ("shard", shard.as_ref()),
+        ("immutable_tags", Some(immutable_tags)),
+    ] {
+        if let Some(patterns) = patterns.filter(|patterns| !patterns.is_empty()) {
+            writeln!(out, "{key}: {patterns}")?;
+        }
+    }
+    if *delete {
+        writeln!(out, "delete: allowed")?;
+    }
+    let sparse = match sparse {
+        Sparse::Never => "must be whole",
+        Sparse::Indexes => "must be whole, indexes need not",
+        Sparse::Always => "need not be whole",
+    };
+    writeln!(out, "manifests: {sparse}")?;
+    let certificates = serving
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.client_ca.is_some());
+    match &serving.auth {
+        Some(auth) => {
+            let pull = match auth.pull {
+                Pull::Anonymous => "anybody pulls",
+                Pull::Authenticated => "and pull",
+            };
+            writeln!(
+                out,
+                "auth: users of {} push, {pull}",
+                auth.htpasswd.display()
+            )?;
+            match &auth.name {
+                Some(name) => writeln!(out, "auth: asked for at {name}"),
+                None => writeln!(
+                    out,
+                    "auth: asked for at no name, so that docker, podman and skopeo send no \
+                     password: set auth.name to the host that they push to"
+                ),
+            }
+        }
+        None if certificates => writeln!(out, "auth: clients with certificates push and pull"),
+        None => writeln!(out, "auth: anybody who reaches {} pushes", serving.listen),
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +192,14 @@ mod tests {
             upstream: docker.io at https://registry-1.docker.io as alice\n\
             upstream: ghcr.io at https://ghcr.example.com, https://ghcr.io anonymously\n\
             upstream: localhost:5500 at http://127.0.0.1:5500/cache as bob\n\
+            hosted: mycompany/*, tool\n\
+            adopt: mycompany/old/*\n\
+            shard: mycompany/*\n\
+            immutable_tags: mycompany/*:v*\n\
+            delete: allowed\n\
+            manifests: need not be whole\n\
+            auth: users of $CASE/htpasswd push, and pull\n\
+            auth: asked for at registry.example.com\n\
             admin: 127.0.0.1:5001\n\
             engines: https://docker-mirror.local\n\
             docker: has to be here, restarted where nothing else works\n\

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod host;
+mod hosted;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,13 @@ const SERVING_KEYS: &[&str] = &[
     "timeouts",
     "headers",
     "drain",
+    "hosted",
+    "adopt",
+    "shard",
+    "immutable_tags",
+    "delete",
+    "sparse",
+    "auth",
 ];
 
 /// Headers by which HTTP itself finds where an answer ends.
@@ -166,6 +174,8 @@ impl Conversion<'_> {
         let idle = self.duration("timeouts.idle", timeouts.idle, 15, least);
         let headers = self.headers(fragment.headers.take().unwrap_or_default());
         let drain = self.duration("drain", fragment.drain.take(), 30, Duration::ZERO);
+        let hosted = self.hosted(fragment, &upstreams);
+        let auth = self.auth(fragment.auth.take(), &hosted, listen, tls.as_ref());
         let serving = || {
             Some(Serving {
                 listen: listen?,
@@ -185,6 +195,8 @@ impl Conversion<'_> {
                 },
                 headers,
                 drain: drain?,
+                hosted,
+                auth,
             })
         };
         (serving(), own)

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::settings::{Drift, LogFormat, LogLevel, Restart, Role, Secret};
+use super::settings::{Drift, LogFormat, LogLevel, Pull, Restart, Role, Secret, Sparse};
 
 /// The configuration of registry-agent: `/etc/registry-agent/config.yaml`, the files in
 /// `config.d/` beside it, and `REGISTRY_AGENT_*` environment variables, of which the last to name
@@ -38,6 +38,31 @@ pub(super) struct Fragment {
     // A hole is an item that did not pass the schema: the items beside it are still checked.
     #[schemars(with = "Option<Vec<UpstreamFragment>>")]
     pub upstreams: Option<Vec<Option<UpstreamFragment>>>,
+    /// Names that are pushed here, and never asked of an upstream; `*` stands for any characters,
+    /// `/` among them. Default: none.
+    #[schemars(example = &["mycompany/*"])]
+    pub hosted: Option<Vec<String>>,
+    /// Hosted names of which what is stored already was pushed here, to another registry over the
+    /// same storage for example. What is stored of other names was cached from an upstream, as far
+    /// as one can tell, and is not served once they are hosted. Default: none.
+    #[schemars(example = &["mycompany/*"])]
+    pub adopt: Option<Vec<String>>,
+    /// Hosted names that this agent takes pushes for, where several share a storage. Default: all.
+    #[schemars(example = &["mycompany/team-a/*"])]
+    pub shard: Option<Vec<String>>,
+    /// Tags that stay what they are once they are pushed, as patterns of a name and a tag. Default:
+    /// none.
+    #[schemars(example = &["mycompany/*:v*"])]
+    pub immutable_tags: Option<Vec<String>>,
+    /// Whether clients may delete what is hosted here. Default: false.
+    pub delete: Option<bool>,
+    /// Which manifests are taken although they refer to what is not here: never, indexes (to images
+    /// of other platforms) or always. Default: indexes.
+    pub sparse: Option<Sparse>,
+    /// Who may push to, and pull from, the names that are hosted here: users with passwords, or
+    /// `none`, which is anybody who can reach the registry. Default: none, and then `hosted` names
+    /// are served on loopback only, or to clients with certificates (`tls.client_ca`).
+    pub auth: Option<AuthFragment>,
     /// When a cached tag is asked for again.
     pub freshness: Option<FreshnessFragment>,
     /// How long an upstream may take.
@@ -168,6 +193,42 @@ pub(super) struct TlsFragment {
     /// Authorities in PEM: then only clients that show a certificate of one of them are let in.
     #[schemars(example = &"/etc/registry-agent/clients.crt")]
     pub client_ca: Option<String>,
+}
+
+/// Who may push and pull, or `none`: anybody.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum AuthFragment {
+    /// Anybody.
+    Nobody(AuthWord),
+    /// Users with passwords.
+    Users(UsersFragment),
+}
+
+/// Who may push and pull, by a word.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AuthWord {
+    /// Anybody who can reach the registry.
+    None,
+}
+
+/// Users with passwords.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UsersFragment {
+    /// The users and the bcrypt hashes of their passwords, as `htpasswd -B` writes them. It is read
+    /// again when it changes. A path that does not begin with `/` is beside the file that says it.
+    #[schemars(example = &"/etc/registry-agent/htpasswd")]
+    pub htpasswd: Option<String>,
+    /// Who may pull what is hosted here: anonymous (anybody) or authenticated. To push always takes
+    /// a password. Default: anonymous.
+    pub pull: Option<Pull>,
+    /// The host name that people push to, without a port. docker, podman and skopeo send a password
+    /// only where `/v2/` asks for it, and it is asked for under this name alone, since a mirror that
+    /// asks for one is given those of Docker Hub. Default: none.
+    #[schemars(example = &"registry.example.com")]
+    pub name: Option<String>,
 }
 
 /// What clients may do.

@@ -13,10 +13,8 @@ use super::fragment::Fragment;
 const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
 
 /// Keys of the configuration's contract that this version does not act on. To take them in silence
-/// would be to promise what is not done (an `auth` that lets everybody in).
+/// would be to promise what is not done (a `fleet` that nobody joins).
 const NOT_YET: &[(&str, &str)] = &[
-    ("auth", "ask clients who they are"),
-    ("hosted", "take pushes"),
     ("fleet.instances", "take part in a fleet"),
     ("fleet.autoscaling", "take part in a fleet"),
     ("fleet.load_balancer", "take part in a fleet"),

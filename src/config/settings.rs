@@ -11,7 +11,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::limit::CacheLimit;
-use crate::oci::RegistryHost;
+use crate::oci::{Patterns, RegistryHost};
 
 /// Everything the agent was told, checked. Each field's default is what runs with no file at all.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +61,62 @@ pub struct Serving {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// How long running answers may go on after SIGTERM.
     pub drain: Duration,
+    /// What is pushed here.
+    pub hosted: HostedSettings,
+    /// Who may push and pull that; anybody without.
+    pub auth: Option<AuthSettings>,
+}
+
+/// What is pushed here, and never asked of an upstream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostedSettings {
+    /// The names.
+    pub names: Patterns,
+    /// Those of which what is stored already was pushed, by whatever wrote it, and not cached.
+    pub adopt: Patterns,
+    /// Names with tags (`mycompany/*:v*`) that stay what they are once they are pushed.
+    pub immutable_tags: Patterns,
+    /// The names that this agent takes pushes for; all that are hosted without.
+    pub shard: Option<Patterns>,
+    /// Whether clients may delete.
+    pub delete: bool,
+    /// Which manifests may refer to what is not here.
+    pub sparse: Sparse,
+}
+
+/// Which manifests may refer to what their repository does not have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sparse {
+    /// None.
+    Never,
+    /// Indexes, to images of other platforms.
+    #[default]
+    Indexes,
+    /// All, images to layers as well.
+    Always,
+}
+
+/// Who may push and pull what is hosted here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthSettings {
+    /// Users and the bcrypt hashes of their passwords.
+    pub htpasswd: PathBuf,
+    /// Who may pull.
+    pub pull: Pull,
+    /// The host name that people push to: under it `/v2/` asks who they are. Lower case.
+    pub name: Option<String>,
+}
+
+/// Who may pull what is hosted here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pull {
+    /// Anybody.
+    #[default]
+    Anonymous,
+    /// Who may push.
+    Authenticated,
 }
 
 /// How this host's container engines are wired.

@@ -50,7 +50,8 @@ enum From {
 }
 
 impl BlobContent {
-    pub(super) fn stored(blob: Blob) -> Self {
+    /// A blob of the store.
+    pub fn stored(blob: Blob) -> Self {
         Self {
             size: Some(blob.size),
             from: From::Store(blob),

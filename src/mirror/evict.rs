@@ -25,6 +25,9 @@ struct Last {
     freed: Option<Instant>,
     /// Whether it could not do what the limit asks for.
     fell_short: bool,
+    /// How many bytes were stored when all but what was pushed here was gone: until there are more,
+    /// there is nothing to look for.
+    all_pushed: Option<u64>,
 }
 
 impl Mirror {
@@ -73,6 +76,10 @@ impl Mirror {
         };
         if over().await? == 0 {
             last.fell_short = false;
+            last.all_pushed = None;
+            return Ok(());
+        }
+        if last.all_pushed.is_some() && store.bytes() <= last.all_pushed {
             return Ok(());
         }
         store.remove_stale().await?;
@@ -81,13 +88,16 @@ impl Mirror {
             return Ok(());
         }
         let listed = store.inventory().await?;
+        let others = listed.iter().filter(|stored| !stored.pushed);
+        let others: u64 = others.map(|stored| stored.size).sum();
         let removed = self.evict(listed, need, last).await?;
+        last.all_pushed = store.bytes().filter(|_| removed.bytes >= others);
         let short = removed.bytes < need;
         if short && !last.fell_short {
             tracing::warn!(
                 %limit, missing = %DecimalBytes(need - removed.bytes),
                 "all that could be evicted does not bring the cache below storage.cache.limit: \
-                 all else is being read"
+                 all else is being read, or was pushed here"
             );
         }
         last.fell_short = short;
@@ -95,11 +105,7 @@ impl Mirror {
     }
 
     /// Writes about `bytes`, and once more after an eviction where the disk is too full for them.
-    pub(super) async fn with_room<T, F>(
-        &self,
-        bytes: u64,
-        write: impl Fn() -> F,
-    ) -> Result<T, StoreError>
+    pub async fn with_room<T, F>(&self, bytes: u64, write: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
@@ -111,7 +117,7 @@ impl Mirror {
 
     /// Evicts because the disk has refused `bytes` more, whatever the limit; says whether that
     /// freed anything.
-    pub(super) async fn make_room(&self, bytes: u64) -> bool {
+    pub async fn make_room(&self, bytes: u64) -> bool {
         let came = Instant::now();
         let mut last = self.0.evictions.0.lock().await;
         // Somebody else has made room while we waited.
@@ -134,7 +140,9 @@ impl Mirror {
         let available = store.disk().await?.available;
         let listed = store.inventory().await?;
         let sizes = |held| {
-            let such = listed.iter().filter(move |stored| stored.held == held);
+            let such = listed
+                .iter()
+                .filter(move |it| (it.held || it.pushed) == held);
             such.map(|stored| stored.size).sum::<u64>()
         };
         let evictable = sizes(false);
@@ -208,7 +216,7 @@ fn share(percent: u8, of: u64) -> u64 {
 fn victims(listed: &[Stored], need: u64) -> Vec<usize> {
     let used = last_uses(listed);
     let mut order: Vec<usize> = (0..listed.len()).collect();
-    order.retain(|&at| !listed[at].held);
+    order.retain(|&at| !listed[at].held && !listed[at].pushed);
     order.sort_unstable_by_key(|&at| (used[at], listed[at].refers_to.is_some(), at));
     let mut freed = 0;
     let enough = |at: &usize| {
@@ -253,6 +261,7 @@ mod tests {
             size: 10,
             used: SystemTime::UNIX_EPOCH + Duration::from_secs(used),
             held: false,
+            pushed: false,
             refers_to: None,
             partial: false,
         }
@@ -268,6 +277,13 @@ mod tests {
     fn held(stored: Stored) -> Stored {
         Stored {
             held: true,
+            ..stored
+        }
+    }
+
+    fn pushed(stored: Stored) -> Stored {
+        Stored {
+            pushed: true,
             ..stored
         }
     }
@@ -292,6 +308,12 @@ mod tests {
             (
                 "what is held stays",
                 vec![held(blob(1)), blob(2)],
+                20,
+                vec![1],
+            ),
+            (
+                "what was pushed stays",
+                vec![pushed(blob(1)), blob(2)],
                 20,
                 vec![1],
             ),

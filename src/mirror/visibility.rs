@@ -157,6 +157,9 @@ impl Mirror {
 
     /// Whether the catalog may name a repository.
     pub(super) async fn may_be_listed(&self, repository: &Repository) -> bool {
+        if self.0.store.is_kept(repository) {
+            return self.0.store.is_own(repository);
+        }
         let live = self.live();
         // Docker Hub's stand without their registry, and none of them begins with a host.
         let registry = match repository.as_str().split_once('/') {

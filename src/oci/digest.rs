@@ -34,6 +34,11 @@ impl Algorithm {
         }
     }
 
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.as_str() == name)
+    }
+
     fn ring(self) -> &'static ring::digest::Algorithm {
         match self {
             Self::Sha256 => &SHA256,
@@ -118,6 +123,11 @@ impl Hasher {
             algorithm,
             context: Context::new(algorithm.ring()),
         }
+    }
+
+    /// The algorithm that it computes.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     /// Takes the next bytes.

@@ -14,7 +14,8 @@ pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
 /// The media type of an OCI image index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+pub(super) const DOCKER_SCHEMA_1: &str =
+    "application/vnd.docker.distribution.manifest.v1+prettyjws";
 
 /// Bytes that are not a manifest.
 #[derive(Debug, thiserror::Error)]

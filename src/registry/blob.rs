@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 
 use super::sendfile::Outbox;
 use super::{Body, Refusal, error_answer};
-use crate::mirror::{Mirror, Source};
+use crate::mirror::{BlobContent, Mirror, Source};
 use crate::oci::{Digest, ErrorCode};
 use crate::upstream::CONTENT_DIGEST;
 
@@ -21,21 +21,43 @@ pub(super) async fn answer(
     digest: &Digest,
     outbox: Option<Outbox>,
 ) -> Result<Response<Body>, Refusal> {
-    let mut response = Response::new(Body::empty());
-    let known = matches_etag(request.headers(), digest);
-    if request.method() == Method::HEAD || known {
+    if is_about_size(request, digest) {
         let size = mirror.blob_size(source, digest).await?;
-        describe(response.headers_mut(), digest);
-        if known {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(response);
-        }
-        if let Some(size) = size {
-            response.headers_mut().insert(CONTENT_LENGTH, size.into());
-        }
-        return Ok(response);
+        return Ok(about_size(request, digest, size));
     }
-    let mut content = mirror.blob(source, digest).await?;
+    let content = mirror.blob(source, digest).await?;
+    respond(request, digest, content, outbox).await
+}
+
+/// Whether a request is answered without any of a blob's bytes.
+pub(super) fn is_about_size(request: &Request<()>, digest: &Digest) -> bool {
+    request.method() == Method::HEAD || matches_etag(request.headers(), digest)
+}
+
+/// The answer without any of a blob's bytes.
+pub(super) fn about_size(
+    request: &Request<()>,
+    digest: &Digest,
+    size: Option<u64>,
+) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    describe(response.headers_mut(), digest);
+    if matches_etag(request.headers(), digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else if let Some(size) = size {
+        response.headers_mut().insert(CONTENT_LENGTH, size.into());
+    }
+    response
+}
+
+/// The answer with a blob, or the part of it that is asked for.
+pub(super) async fn respond(
+    request: &Request<()>,
+    digest: &Digest,
+    mut content: BlobContent,
+    outbox: Option<Outbox>,
+) -> Result<Response<Body>, Refusal> {
+    let mut response = Response::new(Body::empty());
     if content.size.is_none() && request.version() < Version::HTTP_11 {
         // Before HTTP/1.1 a body without a length ends with its connection, whole or not: only one
         // that is known to be right can be sent.
@@ -64,11 +86,9 @@ pub(super) async fn answer(
             *response.body_mut() = Body::pieces(content.pieces(start, Some(end)), outbox);
         }
         Wanted::Nothing { size } => {
-            let refusal = Refusal {
-                code: ErrorCode::Unsupported,
-                status: StatusCode::RANGE_NOT_SATISFIABLE,
-                message: format!("the blob has {size} bytes, and none in that range"),
-            };
+            let message = format!("the blob has {size} bytes, and none in that range");
+            let refusal = Refusal::new(ErrorCode::Unsupported, message)
+                .with_status(StatusCode::RANGE_NOT_SATISFIABLE);
             response = error_answer(&refusal);
             insert(
                 response.headers_mut(),
@@ -164,8 +184,10 @@ fn parse_range(range: &str, size: u64) -> Option<Wanted> {
         (first, "") => (number(first)?, size.checked_sub(1)),
         (first, last) => {
             let (start, end) = (number(first)?, number(last)?);
+            // Invalid, and not merely beyond the end: RFC 9110, 14.2, allows to refuse it, and who
+            // sends this is better told.
             if end < start {
-                return None;
+                return Some(Wanted::Nothing { size });
             }
             (start, size.checked_sub(1).map(|last| last.min(end)))
         }
@@ -202,7 +224,7 @@ mod tests {
             ("bytes=10-", Some(Wanted::Nothing { size: 10 })),
             ("bytes=10-12", Some(Wanted::Nothing { size: 10 })),
             ("bytes=-0", Some(Wanted::Nothing { size: 10 })),
-            ("bytes=5-2", None),
+            ("bytes=5-2", Some(Wanted::Nothing { size: 10 })),
             ("bytes=0-1,3-4", None),
             ("bytes=+1-2", None),
             ("bytes=-", None),

@@ -6,9 +6,11 @@ use serde::Serialize;
 
 use super::route::Page;
 use super::{Body, Refusal, STALE, json_answer};
-use crate::mirror::{Mirror, Source};
+use crate::hosted::Hosted;
+use crate::mirror::{Mirror, Source, TagPage};
 use crate::oci::Name;
 use crate::store;
+use crate::store::layout::Repository;
 
 /// The most tags that an answer has; the rest is on further pages. Each answer is in memory until its
 /// client has read it, and there are repositories with a hundred thousand.
@@ -25,17 +27,39 @@ pub(super) async fn tags(
     ns: Option<&str>,
     page: &Page,
 ) -> Result<Response<Body>, Refusal> {
-    #[derive(Serialize)]
-    struct Tags<'a> {
-        name: &'a str,
-        tags: &'a [String],
-    }
     let mut found = mirror
         .tags(source, page.limit, page.last.as_deref())
         .await?;
     if found.tags.len() > TAGS_LIMIT {
         found.tags.truncate(TAGS_LIMIT);
         found.more = true;
+    }
+    Ok(tags_answer(&found, name, ns, page))
+}
+
+/// The tags of a hosted name.
+pub(super) async fn hosted_tags(
+    hosted: &Hosted,
+    of: &Repository,
+    name: &Name,
+    ns: Option<&str>,
+    page: &Page,
+) -> Result<Response<Body>, Refusal> {
+    let limit = page.limit.unwrap_or(TAGS_LIMIT).min(TAGS_LIMIT);
+    let (tags, more) = hosted.tags(of, limit, page.last.as_deref()).await?;
+    let found = TagPage {
+        tags,
+        more,
+        stale: false,
+    };
+    Ok(tags_answer(&found, name, ns, page))
+}
+
+fn tags_answer(found: &TagPage, name: &Name, ns: Option<&str>, page: &Page) -> Response<Body> {
+    #[derive(Serialize)]
+    struct Tags<'a> {
+        name: &'a str,
+        tags: &'a [String],
     }
     let body = serde_json::to_vec(&Tags {
         name: name.as_str(),
@@ -54,7 +78,7 @@ pub(super) async fn tags(
     if found.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
-    Ok(response)
+    response
 }
 
 /// What is cached here; the upstreams are not asked.

@@ -1,5 +1,7 @@
 //! Manifests: distribution-spec 1.1, end-3.
 
+use std::sync::Arc;
+
 use http::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, ETAG, WARNING};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
@@ -24,6 +26,16 @@ pub(super) async fn answer(
     }
     let served = mirror.manifest(source, reference).await?;
     Ok(respond(asked, &served))
+}
+
+/// The answer with a manifest that is hosted here.
+pub(super) fn hosted(asked: &HeaderMap, manifest: Arc<Manifest>) -> Response<Body> {
+    let served = Served {
+        manifest,
+        age: None,
+        stale: None,
+    };
+    respond(asked, &served)
 }
 
 /// The answer to HEAD with what an upstream says of a manifest.

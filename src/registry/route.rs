@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
 use crate::oci::{Digest, DigestError, Name, NameError, Reference, RegistryHost};
@@ -25,6 +25,8 @@ pub(super) enum Route {
         name: Name,
         ns: Option<String>,
         reference: Reference,
+        /// `tag=`, for a push by digest.
+        tags: Vec<String>,
     },
     /// `/v2/<name>/tags/list` (end-8)
     Tags {
@@ -38,11 +40,27 @@ pub(super) enum Route {
         ns: Option<String>,
         digest: Digest,
         artifact_type: Option<String>,
+        last: Option<String>,
     },
     /// `/v2/_catalog`
     Catalog { page: Page },
-    /// `/v2/<name>/blobs/uploads/...` (end-4 to end-6, end-11)
-    Upload,
+    /// `/v2/<name>/blobs/uploads/...` (end-4 to end-6, end-11, end-13, end-14)
+    Upload {
+        name: Name,
+        ns: Option<String>,
+        /// Which; `None` for one that is to begin.
+        id: Option<String>,
+        wanted: Wanted,
+    },
+}
+
+/// What an upload is to become, as it was said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) digest: Option<String>,
+    pub(super) mount: Option<String>,
+    pub(super) from: Option<String>,
+    pub(super) algorithm: Option<String>,
 }
 
 /// Which part of a list is asked for.
@@ -82,7 +100,31 @@ impl Route {
             Self::Tags { .. } => "tags",
             Self::Referrers { .. } => "referrers",
             Self::Catalog { .. } => "catalog",
-            Self::Upload => "upload",
+            Self::Upload { .. } => "upload",
+        }
+    }
+
+    /// The repository that it is about, as it was named.
+    pub(super) fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Blob { name, .. }
+            | Self::Manifest { name, .. }
+            | Self::Tags { name, .. }
+            | Self::Referrers { name, .. }
+            | Self::Upload { name, .. } => Some(name),
+            Self::Root | Self::Base | Self::Catalog { .. } => None,
+        }
+    }
+
+    /// The registry that is meant, where that was said.
+    pub(super) fn ns(&self) -> Option<&str> {
+        match self {
+            Self::Blob { ns, .. }
+            | Self::Manifest { ns, .. }
+            | Self::Tags { ns, .. }
+            | Self::Referrers { ns, .. }
+            | Self::Upload { ns, .. } => ns.as_deref(),
+            Self::Root | Self::Base | Self::Catalog { .. } => None,
         }
     }
 
@@ -110,8 +152,14 @@ impl Route {
         let (Some(last), Some(verb), Some(name)) = (last, verb, name) else {
             return Err(RouteError::Nothing);
         };
-        if rest.contains("/blobs/uploads/") || (verb, last) == ("blobs", "uploads") {
-            return Ok(Self::Upload);
+        if let Some((name, id)) = upload(rest) {
+            let (name, ns) = with_port(name, query.ns.as_deref());
+            return Ok(Self::Upload {
+                name: name.parse().map_err(RouteError::Name)?,
+                ns,
+                id: id.map(str::to_owned),
+                wanted: query.wanted,
+            });
         }
         let (name, ns) = with_port(name, query.ns.as_deref());
         let parse_name = || name.parse::<Name>().map_err(RouteError::Name);
@@ -123,6 +171,7 @@ impl Route {
                     NameError::Digest(error) => RouteError::Digest(error),
                     error => RouteError::Tag(error),
                 })?,
+                tags: query.tags,
             }),
             ("blobs", digest) => Ok(Self::Blob {
                 name: parse_name()?,
@@ -134,6 +183,7 @@ impl Route {
                 ns,
                 digest: digest.parse().map_err(RouteError::Digest)?,
                 artifact_type: query.artifact_type,
+                last: query.last,
             }),
             ("tags", "list") => {
                 let page = query.page()?;
@@ -146,6 +196,27 @@ impl Route {
             _ => Err(RouteError::Nothing),
         }
     }
+}
+
+/// The name and the upload of `<name>/blobs/uploads/` and `<name>/blobs/uploads/<reference>`.
+fn upload(rest: &str) -> Option<(&str, Option<&str>)> {
+    let (before, last) = rest.rsplit_once('/')?;
+    match last {
+        "" => Some((before.strip_suffix("/blobs/uploads")?, None)),
+        "uploads" => Some((before.strip_suffix("/blobs")?, None)),
+        id => Some((before.strip_suffix("/blobs/uploads")?, Some(id))),
+    }
+}
+
+/// The registry that a query names, as a header has it.
+pub(super) fn namespace(query: &str) -> Option<HeaderValue> {
+    if !query.contains("ns=") {
+        return None;
+    }
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let (_, ns) = pairs.find(|(key, _)| key == "ns")?;
+    ns.parse::<RegistryHost>().ok()?;
+    HeaderValue::from_str(&ns).ok()
 }
 
 /// Takes a host with a port off the front of a name, which can't hold one, and makes it the registry
@@ -166,6 +237,8 @@ struct Query {
     limit: Option<String>,
     last: Option<String>,
     artifact_type: Option<String>,
+    tags: Vec<String>,
+    wanted: Wanted,
 }
 
 impl Query {
@@ -178,6 +251,14 @@ impl Query {
                 "n" => &mut parsed.limit,
                 "last" => &mut parsed.last,
                 "artifactType" => &mut parsed.artifact_type,
+                "tag" => {
+                    parsed.tags.push(value.into_owned());
+                    continue;
+                }
+                "digest" => &mut parsed.wanted.digest,
+                "mount" => &mut parsed.wanted.mount,
+                "from" => &mut parsed.wanted.from,
+                "digest-algorithm" => &mut parsed.wanted.algorithm,
                 _ => continue,
             };
             *field = Some(value.into_owned()).filter(|value| !value.is_empty());
@@ -239,6 +320,7 @@ mod tests {
                     name: name("a"),
                     ns: None,
                     reference: digest.parse().unwrap(),
+                    tags: Vec::new(),
                 },
             ),
             (
@@ -247,6 +329,7 @@ mod tests {
                     name: name("manifests"),
                     ns: None,
                     reference: "manifests".parse().unwrap(),
+                    tags: Vec::new(),
                 },
             ),
             (
@@ -264,6 +347,7 @@ mod tests {
                     ns: None,
                     digest: digest.parse().unwrap(),
                     artifact_type: Some("b/c+d".to_owned()),
+                    last: None,
                 },
             ),
             (
@@ -274,8 +358,49 @@ mod tests {
                     page: Page::default(),
                 },
             ),
-            ("/v2/a/blobs/uploads/".to_owned(), Route::Upload),
-            ("/v2/a/blobs/uploads/uuid".to_owned(), Route::Upload),
+            (
+                format!("/v2/a/manifests/{digest}?tag=x&tag=y"),
+                Route::Manifest {
+                    name: name("a"),
+                    ns: None,
+                    reference: digest.parse().unwrap(),
+                    tags: vec!["x".to_owned(), "y".to_owned()],
+                },
+            ),
+            (
+                "/v2/a/blobs/uploads/?mount=x&from=b".to_owned(),
+                Route::Upload {
+                    name: name("a"),
+                    ns: None,
+                    id: None,
+                    wanted: Wanted {
+                        mount: Some("x".to_owned()),
+                        from: Some("b".to_owned()),
+                        ..Wanted::default()
+                    },
+                },
+            ),
+            (
+                "/v2/a/blobs/uploads".to_owned(),
+                Route::Upload {
+                    name: name("a"),
+                    ns: None,
+                    id: None,
+                    wanted: Wanted::default(),
+                },
+            ),
+            (
+                "/v2/a/blobs/uploads/b/blobs/uploads/uuid?digest=d".to_owned(),
+                Route::Upload {
+                    name: name("a/blobs/uploads/b"),
+                    ns: None,
+                    id: Some("uuid".to_owned()),
+                    wanted: Wanted {
+                        digest: Some("d".to_owned()),
+                        ..Wanted::default()
+                    },
+                },
+            ),
         ] {
             assert_eq!(parse(&path).unwrap(), route, "{path}");
         }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use super::catalog::Page;
 use super::layout::{self, Repository};
 use super::lease::{BlobFile, Leases};
+use super::own::Own;
 use super::sweep::remove_file;
 use super::usage::Usage;
 use super::{Blob, StoreError, TagLink};
@@ -44,6 +45,8 @@ pub struct Filesystem {
     shared: RwLock<HashSet<Repository>>,
     /// Held while it is noted who may see a repository.
     noting: Mutex<()>,
+    /// The repositories that are pushed here.
+    pub(super) own: Own,
     /// Keeps a second agent from working on the same root; the kernel lets go of it when the
     /// process ends, however it ends.
     _lock: File,
@@ -74,6 +77,7 @@ impl Filesystem {
             growing: Mutex::default(),
             shared: RwLock::default(),
             noting: Mutex::default(),
+            own: Own::default(),
             _lock: lock,
         };
         // What a killed process left half-written has no reader and no name that means anything.
@@ -90,6 +94,7 @@ impl Filesystem {
             }
         }
         *store.shared.write().unwrap_or_else(PoisonError::into_inner) = shared;
+        store.read_own()?;
         Ok(store)
     }
 
@@ -420,12 +425,12 @@ impl Filesystem {
         list(&self.root.join(folder))
     }
 
-    fn link(&self, path: &str, digest: &Digest) -> Result<(), StoreError> {
+    pub(super) fn link(&self, path: &str, digest: &Digest) -> Result<(), StoreError> {
         self.write(path, digest.as_str().as_bytes())
     }
 
     /// Writes a whole file, atomically and durably.
-    fn write(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn write(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let target = self.root.join(path);
         let staged = self.stage(&target, bytes)?;
         place(staged, &target)?;
@@ -510,7 +515,7 @@ pub(super) fn sync_parent(of: &Path) -> Result<(), StoreError> {
         .map_err(|e| StoreError::new("sync", folder, e))
 }
 
-fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
+pub(super) fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(e) if absent(&e) => Ok(None),

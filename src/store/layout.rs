@@ -12,12 +12,16 @@
 //!   repositories/<repository>/_manifests/revisions/<alg>/<hex>/link
 //!   repositories/<repository>/_manifests/tags/<tag>/current/link
 //!   repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
+//!   repositories/<repository>/_uploads/<uuid>/{data,startedat}
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   fills/<alg>/<hex>.synced                          how much of one is on the disk for certain
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
 //!   public/<repository>/_proved                       says that everybody could see a repository
 //!   shared/<repository>/_kept/unproved                says that an account's content was kept there
+//!   hosted/<repository>/_own/pushed                   says that what a repository has was pushed here
+//!   subjects/<repository>/_of/<alg>/<hex>/<alg>/<hex> says that one manifest is about another
+//!   aside/<repository>/_since/<seconds>/              what was cached of a repository, before it was pushed
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
 //! ```
@@ -28,6 +32,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::upload::UploadId;
 use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
 
 const V2: &str = "docker/registry/v2";
@@ -40,6 +45,8 @@ pub const TEMPORARY: &str = "registry-agent/tmp";
 pub const REFERRERS: &str = "registry-agent/referrers";
 /// The folder of all repositories of which something was kept that perhaps only an account could see.
 pub const SHARED: &str = "registry-agent/shared";
+/// The folder of all repositories of which what they have was pushed here.
+pub const HOSTED: &str = "registry-agent/hosted";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
@@ -74,6 +81,11 @@ impl Repository {
         } else {
             Self::at(format!("{registry}/{name}").into())
         }
+    }
+
+    /// A repository that is hosted here.
+    pub fn hosted(name: &Name) -> Self {
+        Self::at(name.shared())
     }
 
     fn at(path: Arc<str>) -> Self {
@@ -229,6 +241,60 @@ pub fn tag_index(repository: &Repository, tag: &Tag, algorithm: Algorithm) -> St
 /// Says that a tag was a manifest once.
 pub fn tag_index_link(repository: &Repository, tag: &Tag, digest: &Digest) -> String {
     format!("{}/{tag}/index/{}", tags(repository), link(digest))
+}
+
+/// The folder of a repository's links to blobs.
+pub fn all_layers(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}/_layers")
+}
+
+/// The folder of a repository's manifests and tags.
+pub fn manifests(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}/_manifests")
+}
+
+/// The folder of the uploads to a repository.
+pub fn uploads(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}/_uploads")
+}
+
+/// The folder of an upload.
+pub fn upload(repository: &Repository, id: &UploadId) -> String {
+    format!("{}/{id}", uploads(repository))
+}
+
+/// What has been uploaded.
+pub fn upload_data(repository: &Repository, id: &UploadId) -> String {
+    format!("{}/data", upload(repository, id))
+}
+
+/// When an upload began, by RFC 3339.
+pub fn upload_started(repository: &Repository, id: &UploadId) -> String {
+    format!("{}/startedat", upload(repository, id))
+}
+
+/// Says that what a repository has was pushed here.
+pub fn own(repository: &Repository) -> String {
+    // No component of a repository's name can be `_own`.
+    format!("{HOSTED}/{repository}/_own/pushed")
+}
+
+/// Where what was cached of a repository is, since it is pushed here.
+pub fn aside(repository: &Repository, seconds: u64) -> String {
+    format!("{OWN}/aside/{repository}/_since/{seconds}")
+}
+
+/// The folder of the manifests, hashed by one algorithm, that are about another one.
+pub fn subjects(repository: &Repository, subject: &Digest, algorithm: Algorithm) -> String {
+    let (of, hex) = (subject.algorithm().as_str(), subject.hex());
+    let algorithm = algorithm.as_str();
+    format!("{OWN}/subjects/{repository}/_of/{of}/{hex}/{algorithm}")
+}
+
+/// Says that one manifest is about another.
+pub fn subject(repository: &Repository, subject: &Digest, referrer: &Digest) -> String {
+    let folder = subjects(repository, subject, referrer.algorithm());
+    format!("{folder}/{}", referrer.hex())
 }
 
 fn link(digest: &Digest) -> String {

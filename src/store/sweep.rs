@@ -30,6 +30,8 @@ pub struct Stored {
     pub used: SystemTime,
     /// Whether somebody reads or writes it.
     pub held: bool,
+    /// Whether it was pushed here: then it stays.
+    pub pushed: bool,
     /// What it refers to, by the places in the list that it is in; `None` for what is no manifest.
     pub refers_to: Option<Box<[u32]>>,
     /// Whether it is a download, under way or given up.
@@ -86,6 +88,7 @@ impl Filesystem {
                 digest,
                 size,
                 used,
+                pushed: false,
                 refers_to: None,
                 partial: false,
             });
@@ -96,6 +99,11 @@ impl Filesystem {
             all.binary_search_by(|stored| stored.digest.cmp(digest))
                 .ok()
         };
+        for digest in self.pushed()? {
+            if let Some(at) = place(&all, &digest) {
+                all[at].pushed = true;
+            }
+        }
         for repository in self.repositories(&Page::all())? {
             for revision in self.revisions(&repository)? {
                 let Some(at) = place(&all, &revision) else {
@@ -120,6 +128,7 @@ impl Filesystem {
                 digest,
                 size,
                 used,
+                pushed: false,
                 refers_to: None,
                 partial: true,
             });
@@ -167,13 +176,17 @@ impl Filesystem {
         Ok(())
     }
 
-    fn digests(&self, folder: &str, algorithm: Algorithm) -> Result<Vec<Digest>, StoreError> {
+    pub(super) fn digests(
+        &self,
+        folder: &str,
+        algorithm: Algorithm,
+    ) -> Result<Vec<Digest>, StoreError> {
         let names = self.list(folder)?;
         let digest = |hex: String| format!("{}:{hex}", algorithm.as_str()).parse().ok();
         Ok(names.into_iter().filter_map(digest).collect())
     }
 
-    fn revisions(&self, repository: &Repository) -> Result<Vec<Digest>, StoreError> {
+    pub(super) fn revisions(&self, repository: &Repository) -> Result<Vec<Digest>, StoreError> {
         let mut all = Vec::new();
         for algorithm in Algorithm::ALL {
             let folder = layout::revisions(repository, algorithm);
@@ -288,6 +301,9 @@ impl Filesystem {
         for repository in
             self.repositories_with(&layout::repositories(), "_layers", &Page::all())?
         {
+            if self.is_kept(&repository) {
+                continue;
+            }
             for algorithm in Algorithm::ALL {
                 for digest in self.digests(&layout::layers(&repository, algorithm), algorithm)? {
                     if blobs.contains(&digest) && !self.leases.held(&digest) {
@@ -307,6 +323,9 @@ impl Filesystem {
     ) -> Result<HashMap<&'a Digest, Links>, StoreError> {
         let mut all: HashMap<&Digest, Links> = HashMap::new();
         for repository in self.repositories(&Page::all())? {
+            if self.is_kept(&repository) {
+                continue;
+            }
             let mut here = HashSet::new();
             for revision in self.revisions(&repository)? {
                 if let Some(digest) = manifests.get(&revision) {
@@ -365,7 +384,7 @@ pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Removes a file, and so many of the folders above it as hold nothing else.
-fn remove_with_folders(path: &Path, folders: usize) -> Result<(), StoreError> {
+pub(super) fn remove_with_folders(path: &Path, folders: usize) -> Result<(), StoreError> {
     remove_file(path)?;
     for folder in path.ancestors().skip(1).take(folders) {
         // It holds something else.

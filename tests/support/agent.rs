@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::client::{Client, Reply, Request};
 use super::disk::Disk;
-use super::image::{Blob, Image};
+use super::image::{Blob, Image, Manifest};
 use super::upstream::Upstream;
 use super::{PATIENCE, eventually, own_address, write_file};
 
@@ -88,6 +88,14 @@ impl Setup {
     /// A mirror of this upstream, which stands for Docker Hub.
     pub fn mirror(hub: &Upstream) -> Self {
         Self::new().upstream("docker.io", hub)
+    }
+
+    /// A registry that takes pushes for `mycompany/*`, beside a mirror of what nobody asks for.
+    pub fn hosting() -> Self {
+        let nowhere = format!("http://{}:1", own_address());
+        let mut setup = Self::new().set("hosted", json!(["mycompany/*"]));
+        setup.config["upstreams"] = json!([{"registry": "docker.io", "url": nowhere}]);
+        setup
     }
 
     /// Mirrors one registry more.
@@ -337,6 +345,39 @@ impl Agent {
             self.get(&format!("/v2/{name}/blobs/{}", blob.digest))
                 .assert_is(&blob.bytes);
         }
+    }
+
+    /// Pushes a blob as docker does: an upload that is begun, and ended with all of it.
+    #[track_caller]
+    pub fn push_blob(&self, name: &str, blob: &Blob) {
+        let begun = self
+            .request("POST", &format!("/v2/{name}/blobs/uploads/"))
+            .body(b"")
+            .send();
+        assert_eq!(begun.status, 202, "{begun:?}");
+        let location = begun.header("location").expect("a Location").to_owned();
+        let put = self.request("PUT", &format!("{location}?digest={}", blob.digest));
+        let put = put.body(&blob.bytes).send();
+        assert_eq!(put.status, 201, "{put:?}");
+    }
+
+    /// Pushes a manifest by tag or digest.
+    #[track_caller]
+    pub fn push_manifest(&self, name: &str, reference: &str, manifest: &Manifest) -> Reply {
+        let put = self.request("PUT", &format!("/v2/{name}/manifests/{reference}"));
+        put.header("Content-Type", &manifest.media_type)
+            .body(&manifest.blob.bytes)
+            .send()
+    }
+
+    /// Pushes an image, its blobs first.
+    #[track_caller]
+    pub fn push(&self, name: &str, tag: &str, image: &Image) {
+        for blob in image.blobs() {
+            self.push_blob(name, blob);
+        }
+        let put = self.push_manifest(name, tag, &image.manifest);
+        assert_eq!(put.status, 201, "{put:?}");
     }
 
     /// The sum of a metric over its labels.

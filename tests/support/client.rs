@@ -40,6 +40,7 @@ impl Client {
             method: method.into(),
             target: target.into(),
             headers: Vec::new(),
+            body: Vec::new(),
         }
     }
 
@@ -102,9 +103,40 @@ pub struct Request {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
+    body: Vec<u8>,
 }
 
 impl Request {
+    /// Sends these bytes, and says how many they are.
+    pub fn body(self, bytes: &[u8]) -> Self {
+        let length = bytes.len().to_string();
+        let mut request = self.header("Content-Length", &length);
+        request.body = bytes.to_vec();
+        request
+    }
+
+    /// Sends these bytes in chunks, without saying how many they are.
+    pub fn stream(self, bytes: &[u8]) -> Self {
+        let mut request = self.header("Transfer-Encoding", "chunked");
+        for piece in bytes.chunks(10_000) {
+            request
+                .body
+                .extend(format!("{:x}\r\n", piece.len()).bytes());
+            request.body.extend(piece);
+            request.body.extend(b"\r\n");
+        }
+        request.body.extend(b"0\r\n\r\n");
+        request
+    }
+
+    /// As this user.
+    pub fn user(self, user: &str, password: &str) -> Self {
+        use base64::Engine as _;
+        let credentials = format!("{user}:{password}");
+        let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
+        self.header("Authorization", &format!("Basic {encoded}"))
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -131,9 +163,10 @@ impl Request {
 
     /// Sends the request and waits for nothing.
     pub fn begin(self) -> io::Result<Sent> {
-        self.to
-            .connect()?
-            .send(&self.method, &self.target, &self.headers)
+        let mut connection = self.to.connect()?;
+        connection.write(&self.method, &self.target, &self.headers)?;
+        connection.write_body(&self.body)?;
+        Ok(connection.expect(&self.method))
     }
 }
 
@@ -163,6 +196,15 @@ impl Connection {
         let start = format!("{method} {target} HTTP/1.1\r\nHost: mirror.test\r\n");
         let head = write_head(start, headers);
         self.stream.get_mut().write_all(head.as_bytes())
+    }
+
+    /// Sends of a body what the server takes: it may have answered without reading all of it.
+    pub fn write_body(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.stream.get_mut().write_all(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            written => written,
+        }
     }
 
     /// What comes next is the answer to a request by this method.

@@ -105,7 +105,10 @@ const KEYS: &[(&str, Rule)] = &[
     ),
     (
         "auth",
-        Refused("this version does not ask clients who they are: it would let everybody in"),
+        Refused(
+            "what a proxy has is given to everybody who reaches it: only pushes of hosted names \
+             take a password, by our own `auth`",
+        ),
     ),
     ("auth.none", instead("takes no parameters")),
     (
