@@ -27,9 +27,9 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AdminAddress, ClientSettings, Credentials, DockerSettings, Drift, Freshness, HealthSettings,
-    HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart, Role, Secret, Serving,
-    Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
+    AccessKeys, AdminAddress, ClientSettings, Credentials, DockerSettings, Drift, Encryption,
+    Freshness, HealthSettings, HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart,
+    Role, S3Settings, Secret, Serving, Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

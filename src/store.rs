@@ -20,6 +20,7 @@ pub mod layout;
 pub mod lease;
 mod part;
 mod partial;
+pub mod s3;
 mod sweep;
 mod usage;
 

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::{self, HostSettings, Loaded, Manage, Restart, Serving, Sources, Storage};
+use crate::store::layout::Prefix;
 
 /// Reads the configuration and starts nothing.
 ///
@@ -85,8 +86,15 @@ fn report_serving(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
             None => writeln!(out)?,
         }
     }
-    let Storage::Filesystem { root } = &serving.storage;
-    writeln!(out, "storage: {}", root.display())?;
+    match &serving.storage {
+        Storage::Filesystem { root } => writeln!(out, "storage: {}", root.display())?,
+        Storage::S3 { bucket, cache } => {
+            let prefix = Prefix::new(&bucket.prefix);
+            let prefix = prefix.as_str();
+            writeln!(out, "storage: s3://{}/{prefix}", bucket.bucket)?;
+            writeln!(out, "cached in: {}", cache.display())?;
+        }
+    }
     writeln!(out, "cache: at most {}", serving.cache_limit)?;
     for upstream in &serving.upstreams {
         let urls = upstream.urls.iter();
