@@ -53,7 +53,9 @@ pub enum AgentError {
         source: io::Error,
     },
     /// A role that can be configured and checked, and not run.
-    #[error("this version does not run the role {0} yet (`role`): it runs mirror and client")]
+    #[error(
+        "this version does not run the role {0} yet (`role`): it runs mirror, reader and client"
+    )]
     NotYet(&'static str),
     /// The certificate or its key can't be used.
     #[error("can't serve TLS (`tls`): {0}")]
@@ -98,7 +100,7 @@ pub async fn run(
     mut passed: Passed,
 ) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
-    if let role @ (Role::Reader | Role::Writer) = settings.role() {
+    if let role @ Role::Writer = settings.role() {
         return Err(AgentError::NotYet(role.as_str()));
     }
     // Before anything is opened, so that no signal finds us without a handler.

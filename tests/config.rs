@@ -179,7 +179,6 @@ fn shown_bucket(serving: &Serving) -> Value {
         "storage_class": bucket.storage_class,
         "encryption": encryption,
         "access_key": bucket.keys.as_ref().map(|keys| &keys.id),
-        "redirect": bucket.redirect,
     })
 }
 

@@ -41,7 +41,6 @@ fn settings(s3: &S3) -> S3Settings {
             id: ACCESS_KEY.to_owned(),
             secret: Secret::new(SECRET_KEY),
         }),
-        redirect: false,
     }
 }
 

@@ -222,9 +222,6 @@ pub(super) struct S3Fragment {
     /// The secret of a fixed access key.
     #[schemars(with = "Option<String>", extend("writeOnly" = true))]
     pub secret_key: Option<Secret>,
-    /// Whether clients are sent to S3 itself for blobs, by a URL that is good for a while. Default:
-    /// false.
-    pub redirect: Option<bool>,
 }
 
 /// How S3 encrypts what is written.

@@ -17,6 +17,7 @@ const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
 const NOT_YET: &[(&str, &str)] = &[
     ("auth", "ask clients who they are"),
     ("hosted", "take pushes"),
+    ("storage.s3.redirect", "send clients to S3 itself"),
     ("fleet.instances", "take part in a fleet"),
     ("fleet.autoscaling", "take part in a fleet"),
     ("fleet.load_balancer", "take part in a fleet"),

@@ -243,8 +243,6 @@ pub struct S3Settings {
     pub encryption: Option<Encryption>,
     /// A fixed access key; `None`: the standard AWS chain.
     pub keys: Option<AccessKeys>,
-    /// Whether clients are sent to S3 for blobs.
-    pub redirect: bool,
 }
 
 /// How S3 encrypts what is written.

@@ -34,7 +34,8 @@ use std::sync::Arc;
 
 use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
 
-const V2: &str = "docker/registry/v2";
+/// The folder of all that distribution keeps.
+pub const V2: &str = "docker/registry/v2";
 
 /// Where an agent keeps what is its own.
 pub const OWN: &str = "registry-agent";
@@ -44,6 +45,8 @@ pub const TEMPORARY: &str = "registry-agent/tmp";
 pub const REFERRERS: &str = "registry-agent/referrers";
 /// The folder of all repositories of which something was kept that perhaps only an account could see.
 pub const SHARED: &str = "registry-agent/shared";
+/// Keys that are written, and removed again, to see whether a bucket obeys conditions.
+pub const PROBES: &str = "registry-agent/probe";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
@@ -227,9 +230,9 @@ pub fn referrer_to(repository: &Repository, subject: &Digest, referrer: &Digest)
     format!("{}/{algorithm}/{hex}", referrers_to(repository, subject))
 }
 
-/// A key that is written, and removed again, to see whether a bucket obeys conditions.
+/// One of [`PROBES`].
 pub fn probe(random: u64) -> String {
-    format!("{OWN}/probe/{random:016x}")
+    format!("{PROBES}/{random:016x}")
 }
 
 /// The name of the folder that a repository with manifests has.

@@ -135,7 +135,6 @@ impl Conversion<'_> {
             storage_class: optional(storage_class)?,
             encryption: optional(encryption)?,
             keys: optional(keys)?,
-            redirect: said.redirect.unwrap_or(false),
         })
     }
 
