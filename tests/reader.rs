@@ -125,7 +125,14 @@ fn a_cold_small_blob_costs_one_round_trip() {
     let agent = cloud.reader().start();
     agent.get(&config).assert_is(&image.config.bytes);
     // The link and the data,
-    assert_eq!(cloud.s3.front.count("GET"), 2);
+    let asked: BTreeSet<String> = cloud
+        .s3
+        .front
+        .asked()
+        .into_iter()
+        .map(|it| it.key)
+        .collect();
+    assert_eq!(asked.len(), 2, "{asked:?}");
     // at the same time. So slow an S3 that the data are asked for twice.
     let latency = Duration::from_secs(1);
     cloud.s3.front.latency(latency);
@@ -154,7 +161,10 @@ fn a_crowd_is_one_download() {
     let asked = cloud.s3.front.asked();
     let data = asked.iter().filter(|it| it.key.ends_with("/data"));
     let ranges: Vec<&str> = data.filter_map(|it| it.range.as_deref()).collect();
-    assert_eq!(ranges.len(), 3, "{ranges:?}");
+    // Once for all of them; a part that takes unusually long may be asked for a second time.
+    let distinct: BTreeSet<&str> = ranges.iter().copied().collect();
+    assert_eq!(distinct.len(), 3, "{ranges:?}");
+    assert!(ranges.len() <= 2 * distinct.len(), "{ranges:?}");
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Asking<'_> {
         Err(match &error {
             BucketError::Wrong { .. } | BucketError::Changed { .. } => {
                 self.record.answered(StatusCode::OK, &none, false);
-                self.question.protocol(&error.to_string())
+                self.question.protocol(error.to_string())
             }
             BucketError::Slow { .. } => {
                 self.record
