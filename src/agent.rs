@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 mod signals;
 
-use crate::config::{Loaded, Serving, Settings, Sources, Storage};
+use crate::config::{Loaded, Role, Serving, Settings, Sources};
 use crate::descriptors::Connections;
 use crate::health::{self, Health, HealthWatch, MirrorProbe, MirrorWatch, Need, OwnPort};
 use crate::hosted::Hosted;
@@ -56,6 +56,11 @@ pub enum AgentError {
         /// What came back.
         source: io::Error,
     },
+    /// A role that can be configured and checked, and not run.
+    #[error(
+        "this version does not run the role {0} yet (`role`): it runs mirror, reader and client"
+    )]
+    NotYet(&'static str),
     /// The certificate or its key can't be used.
     #[error("can't serve TLS (`tls`): {0}")]
     Tls(String),
@@ -102,6 +107,9 @@ pub async fn run(
     mut passed: Passed,
 ) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
+    if let role @ Role::Writer = settings.role() {
+        return Err(AgentError::NotYet(role.as_str()));
+    }
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
     let connections = Connections::with_all_descriptors();
@@ -258,14 +266,13 @@ fn tell_started(settings: &Settings, connections: usize) {
     let (version, role) = (env!("CARGO_PKG_VERSION"), settings.role().as_str());
     match &settings.serving {
         Some(serving) => {
-            let Storage::Filesystem { root } = &serving.storage;
             tracing::info!(
                 version,
                 role,
                 listen = %serving.listen,
                 tls = serving.tls.is_some(),
                 admin = %settings.admin,
-                storage = %root.display(),
+                storage = %serving.storage.root().display(),
                 connections,
                 "started"
             );
@@ -335,8 +342,7 @@ impl Port {
         let local = listener.local_addr().map_err(error)?;
         let own = OwnPort::new(local, identity.is_some());
         let own = own.map_err(|error| AgentError::Tls(error.to_string()))?;
-        let Storage::Filesystem { root } = &serving.storage;
-        let store = Store::open(root)?;
+        let store = Store::open(serving.storage.root())?;
         Hosted::tell(&store, serving);
         let gate = Gate::new().map_err(AgentError::Users)?;
         let users = serving.auth.as_ref().map(|auth| auth.htpasswd.as_path());

@@ -27,10 +27,10 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AdminAddress, AuthSettings, ClientSettings, Credentials, DockerSettings, Drift, Freshness,
-    HealthSettings, HostSettings, HostedSettings, LogFormat, LogLevel, LogSettings, Manage, Pull,
-    Restart, Role, Secret, Serving, Settings, Sparse, Storage, Timeouts, TlsSettings,
-    UpstreamSettings,
+    AccessKeys, AdminAddress, AuthSettings, ClientSettings, Credentials, DockerSettings, Drift,
+    Encryption, Freshness, HealthSettings, HostSettings, HostedSettings, LogFormat, LogLevel,
+    LogSettings, Manage, Pull, Restart, Role, S3Settings, Secret, Serving, Settings, Sparse,
+    Storage, Timeouts, TlsSettings, UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

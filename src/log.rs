@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Format, Full, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
@@ -13,8 +14,11 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
+/// Whose own debugging is of no use for finding a fault of ours.
+const TALKATIVE: &[&str] = &["aws_", "hyper_util"];
+
 /// Changes the level of a log that is running.
-pub struct LevelHandle(reload::Handle<LevelFilter, Registry>);
+pub struct LevelHandle(reload::Handle<Targets, Registry>);
 
 impl LevelHandle {
     /// Logs from `level` on.
@@ -81,13 +85,17 @@ pub fn init(settings: &LogSettings) -> Result<LevelHandle, LogError> {
     Ok(LevelHandle(handle))
 }
 
-fn filter(level: LogLevel) -> LevelFilter {
-    match level {
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
-    }
+    };
+    // The AWS SDK tells every step of every request.
+    let theirs = level.min(LevelFilter::WARN);
+    let talkative = TALKATIVE.iter().map(|target| (*target, theirs));
+    Targets::new().with_default(level).with_targets(talkative)
 }
 
 /// A format that adds the same fields to every line, which `tracing` has no way for: its field

@@ -27,7 +27,7 @@ use flight::Flights;
 use freshness::Resolution;
 use visibility::Wanted;
 
-use crate::config::{CacheLimit, Freshness, Serving};
+use crate::config::{CacheLimit, Freshness, Serving, Storage};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
@@ -226,6 +226,9 @@ impl Mirror {
     /// docker.io's, or, where docker.io is not mirrored, the first upstream's.
     pub fn source(&self, name: &Name, ns: Option<&str>) -> Result<Source, MirrorError> {
         let live = self.live();
+        if let Some(bucket) = live.upstreams.first().filter(|first| first.is_bucket()) {
+            return in_bucket(bucket, name, ns);
+        }
         let (upstream, name) = match (ns, name.first().and_then(|host| live.upstream(host))) {
             (Some(ns), _) => {
                 let host: Option<RegistryHost> = ns.parse().ok();
@@ -470,6 +473,29 @@ fn age(of: SystemTime) -> Option<Duration> {
     SystemTime::now().duration_since(of).ok()
 }
 
+/// Where a bucket has a repository: everything is under its own name, but what another registry was
+/// asked for (`ns`), which is under that registry's, as a mirror keeps it.
+fn in_bucket(bucket: &Arc<Upstream>, name: &Name, ns: Option<&str>) -> Result<Source, MirrorError> {
+    let registry = ns.map(str::parse::<RegistryHost>).transpose();
+    let refused = || MirrorError::NotMirrored {
+        host: ns.unwrap_or_default().chars().take(80).collect(),
+        mirrored: bucket.registry().to_string(),
+    };
+    let registry = registry.map_err(|_| refused())?;
+    let name = match registry {
+        Some(registry) if !registry.is_docker_hub() && registry != *bucket.registry() => {
+            let within = format!("{registry}/{name}");
+            within.parse().map_err(|_| refused())?
+        }
+        _ => name.clone(),
+    };
+    Ok(Source {
+        upstream: Arc::clone(bucket),
+        stored: Repository::from_path(name.to_string()),
+        name,
+    })
+}
+
 fn registries(upstreams: &[Arc<Upstream>]) -> String {
     let names: Vec<&str> = upstreams
         .iter()
@@ -491,6 +517,22 @@ fn upstreams(
                 && upstream.public_for() == settings.freshness.window.min(PUBLIC_FOR)
         })
     };
+    if let Storage::S3 { bucket, .. } = &settings.storage {
+        let kept = before.iter().find(|upstream| {
+            upstream.is_the_bucket(bucket) && upstream.timeouts() == settings.timeouts
+        });
+        let opened = || {
+            let window = settings.freshness.window;
+            let bucket = bucket.as_ref().clone();
+            Arc::new(Upstream::of_bucket(
+                bucket,
+                settings.timeouts,
+                window,
+                metrics,
+            ))
+        };
+        return vec![kept.cloned().unwrap_or_else(opened)];
+    }
     settings
         .upstreams
         .iter()

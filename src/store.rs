@@ -21,6 +21,7 @@ pub mod lease;
 mod own;
 mod part;
 mod partial;
+pub mod s3;
 mod sweep;
 pub mod upload;
 mod usage;

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use hyper::body::Incoming;
 use quick_cache::sync::Cache;
 
+mod bucket;
 mod challenge;
 mod endpoint;
 mod error;
@@ -21,15 +22,18 @@ mod token;
 pub use crate::config::Timeouts;
 pub use error::UpstreamError;
 pub use record::{Budget, LastContact};
-pub use requests::{Description, FetchedBlob, FetchedManifest, FetchedTags, descriptors_of};
+pub use requests::{
+    BlobBody, Description, FetchedBlob, FetchedManifest, FetchedTags, descriptors_of,
+};
 
 use endpoint::{AskedAs, Endpoint};
 use error::Question;
 use record::Record;
 
-use crate::config::UpstreamSettings;
+use crate::config::{S3Settings, UpstreamSettings};
 use crate::metrics::Metrics;
 use crate::oci::{Name, RegistryHost};
+use bucket::FromBucket;
 
 /// `Docker-Content-Digest`: the digest of a manifest that was asked for by tag.
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -55,6 +59,8 @@ pub struct Upstream {
     /// What was learned of who may see a repository, and is to be kept.
     learned: Mutex<HashMap<Name, bool>>,
     record: Arc<Record>,
+    /// What is asked in place of endpoints.
+    bucket: Option<FromBucket>,
 }
 
 impl fmt::Debug for Upstream {
@@ -99,6 +105,29 @@ impl Upstream {
             learned: Mutex::default(),
             record,
             settings,
+            bucket: None,
+        }
+    }
+
+    /// A bucket, which is asked as a registry is; nothing is sent yet.
+    pub fn of_bucket(
+        settings: S3Settings,
+        timeouts: Timeouts,
+        public_for: Duration,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let shown = bucket::shown(&settings);
+        let record = Record::new(&shown.registry, Some(Arc::clone(metrics)));
+        Self {
+            settings: shown,
+            timeouts,
+            endpoints: Vec::new(),
+            anonymous: Vec::new(),
+            public: Cache::new(0),
+            public_for: public_for.min(PUBLIC_FOR),
+            learned: Mutex::default(),
+            record: Arc::new(record),
+            bucket: Some(FromBucket::new(settings)),
         }
     }
 
@@ -127,7 +156,7 @@ impl Upstream {
     pub fn is_suspect(&self) -> bool {
         let down = |endpoints: &[Arc<Endpoint>]| endpoints.iter().all(|it| it.is_down());
         self.record.is_suspect()
-            || down(&self.endpoints)
+            || !self.endpoints.is_empty() && down(&self.endpoints)
             || self.is_guarded() && down(&self.anonymous)
     }
 

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use registry_agent::config::{self, Sources};
-use registry_agent::config::{Serving, Settings, Storage};
+use registry_agent::config::{Encryption, Serving, Settings, Storage};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -159,8 +159,30 @@ fn shown(settings: &Settings) -> Value {
     shown
 }
 
+fn shown_bucket(serving: &Serving) -> Value {
+    let Storage::S3 { bucket, .. } = &serving.storage else {
+        return Value::Null;
+    };
+    let encryption = bucket.encryption.as_ref().map(|how| match how {
+        Encryption::Aes256 => "AES256".to_owned(),
+        Encryption::Kms { key } => format!("aws:kms {}", key.as_deref().unwrap_or_default()),
+    });
+    if let Some(keys) = &bucket.keys {
+        assert_eq!(keys.secret.reveal(), SECRET);
+    }
+    json!({
+        "bucket": bucket.bucket,
+        "region": bucket.region,
+        "prefix": bucket.prefix,
+        "endpoint": bucket.endpoint.as_ref().map(Url::as_str),
+        "path_style": bucket.path_style,
+        "storage_class": bucket.storage_class,
+        "encryption": encryption,
+        "access_key": bucket.keys.as_ref().map(|keys| &keys.id),
+    })
+}
+
 fn shown_serving(serving: &Serving) -> Value {
-    let Storage::Filesystem { root } = &serving.storage;
     let upstreams: Vec<Value> = serving
         .upstreams
         .iter()
@@ -189,7 +211,8 @@ fn shown_serving(serving: &Serving) -> Value {
         .collect();
     json!({
         "listen": serving.listen.to_string(),
-        "root": root,
+        "root": serving.storage.root(),
+        "s3": shown_bucket(serving),
         "cache_limit": serving.cache_limit.to_string(),
         "upstreams": upstreams,
         "window": format!("{:?}", serving.freshness.window),

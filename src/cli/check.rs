@@ -7,6 +7,7 @@ use crate::config::{
     self, HostSettings, HostedSettings, Loaded, Manage, Pull, Restart, Serving, Sources, Sparse,
     Storage,
 };
+use crate::store::layout::Prefix;
 
 /// Reads the configuration and starts nothing.
 ///
@@ -88,8 +89,15 @@ fn report_serving(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
             None => writeln!(out)?,
         }
     }
-    let Storage::Filesystem { root } = &serving.storage;
-    writeln!(out, "storage: {}", root.display())?;
+    match &serving.storage {
+        Storage::Filesystem { root } => writeln!(out, "storage: {}", root.display())?,
+        Storage::S3 { bucket, cache } => {
+            let prefix = Prefix::new(&bucket.prefix);
+            let prefix = prefix.as_str();
+            writeln!(out, "storage: s3://{}/{prefix}", bucket.bucket)?;
+            writeln!(out, "cached in: {}", cache.display())?;
+        }
+    }
     writeln!(out, "cache: at most {}", serving.cache_limit)?;
     for upstream in &serving.upstreams {
         let urls = upstream.urls.iter();

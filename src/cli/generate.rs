@@ -3,14 +3,141 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
+
+use super::PolicyRole;
 use crate::config;
+use crate::store::layout::{self, Prefix};
 
 /// Prints the JSON Schema of the configuration file, for editors. Exit code 0, or 1 if standard
 /// output can't be written.
 pub fn schema() -> ExitCode {
+    print(&config::schema())
+}
+
+/// Prints the least IAM policy by which a role can do its work in a bucket, as JSON.
+pub(super) fn iam_policy(
+    role: PolicyRole,
+    bucket: &str,
+    prefix: &str,
+    kms_key: Option<&str>,
+) -> ExitCode {
+    print(&policy(role, bucket, prefix, kms_key))
+}
+
+fn print(document: &Value) -> ExitCode {
     // The alternate form of a JSON value is indented.
-    match writeln!(io::stdout().lock(), "{:#}", config::schema()) {
+    match writeln!(io::stdout().lock(), "{document:#}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// The policy of a role. Source: AWS service authorization reference, "Actions, resources, and
+/// condition keys for Amazon S3".
+fn policy(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -> Value {
+    let prefix = Prefix::new(prefix);
+    let whole = format!("arn:aws:s3:::{bucket}");
+    let within = |folder: &str| format!("{whole}/{}/*", prefix.key(folder));
+    let content = within(layout::V2);
+    let allow = |sid: &str, actions: &[&str], resource: &str| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource });
+    let mut list = allow("List", &["s3:ListBucket"], &whole);
+    if !prefix.as_str().is_empty() {
+        // The rest of the bucket is somebody else's.
+        let keys = prefix.key(&format!("{}/*", layout::V2));
+        list["Condition"] = json!({ "StringLike": { "s3:prefix": [keys] } });
+    }
+    let mut statements = vec![allow("Read", &["s3:GetObject"], &content), list];
+    if role != PolicyRole::Reader {
+        let mut actions = vec!["s3:PutObject", "s3:AbortMultipartUpload"];
+        if role == PolicyRole::Writer {
+            actions.push("s3:DeleteObject");
+        }
+        statements.push(allow("Write", &actions, &content));
+        let tried = ["s3:PutObject", "s3:DeleteObject"];
+        statements.push(allow("TryConditions", &tried, &within(layout::PROBES)));
+        let unfinished = ["s3:ListBucketMultipartUploads"];
+        statements.push(allow("FindUnfinishedUploads", &unfinished, &whole));
+    }
+    if let Some(key) = kms_key {
+        let mut actions = vec!["kms:Decrypt"];
+        if role != PolicyRole::Reader {
+            actions.push("kms:GenerateDataKey");
+        }
+        statements.push(allow("Keys", &actions, key));
+    }
+    json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every action that a policy allows, beside what it allows it on.
+    fn allowed(policy: &Value) -> BTreeSet<(String, String)> {
+        let statements = policy["Statement"].as_array().unwrap().iter();
+        statements
+            .flat_map(|statement| {
+                assert_eq!(statement["Effect"], "Allow");
+                let resource = statement["Resource"].as_str().unwrap();
+                let actions = statement["Action"].as_array().unwrap().iter();
+                actions
+                    .map(move |action| (action.as_str().unwrap().to_owned(), resource.to_owned()))
+            })
+            .collect()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> BTreeSet<(String, String)> {
+        let owned = |(one, other): &(&str, &str)| ((*one).to_owned(), (*other).to_owned());
+        pairs.iter().map(owned).collect()
+    }
+
+    const BUCKET: &str = "arn:aws:s3:::images";
+    const CONTENT: &str = "arn:aws:s3:::images/docker/registry/v2/*";
+    const PROBES: &str = "arn:aws:s3:::images/registry-agent/probe/*";
+
+    #[test]
+    fn a_reader_may_read_and_list_and_nothing_else() {
+        let policy = policy(PolicyRole::Reader, "images", "", None);
+        let wanted = pairs(&[("s3:GetObject", CONTENT), ("s3:ListBucket", BUCKET)]);
+        assert_eq!(allowed(&policy), wanted);
+        assert!(policy["Statement"][1]["Condition"].is_null());
+    }
+
+    #[test]
+    fn only_a_writer_may_delete_what_is_stored() {
+        let of = |role| allowed(&policy(role, "images", "/", None));
+        let (writer, mirror) = (of(PolicyRole::Writer), of(PolicyRole::Mirror));
+        let mut wanted = pairs(&[
+            ("s3:GetObject", CONTENT),
+            ("s3:ListBucket", BUCKET),
+            ("s3:PutObject", CONTENT),
+            ("s3:AbortMultipartUpload", CONTENT),
+            ("s3:PutObject", PROBES),
+            ("s3:DeleteObject", PROBES),
+            ("s3:ListBucketMultipartUploads", BUCKET),
+        ]);
+        assert_eq!(mirror, wanted);
+        wanted.extend(pairs(&[("s3:DeleteObject", CONTENT)]));
+        assert_eq!(writer, wanted);
+    }
+
+    #[test]
+    fn a_prefix_bounds_what_is_read_and_listed_and_keys_are_allowed_by_name() {
+        let key = "arn:aws:kms:eu-central-1:123456789012:key/abc";
+        let policy = policy(PolicyRole::Reader, "images", "/team/", Some(key));
+        let content = "arn:aws:s3:::images/team/docker/registry/v2/*";
+        let wanted = pairs(&[
+            ("s3:GetObject", content),
+            ("s3:ListBucket", BUCKET),
+            ("kms:Decrypt", key),
+        ]);
+        assert_eq!(allowed(&policy), wanted);
+        assert_eq!(
+            policy["Statement"][1]["Condition"],
+            json!({ "StringLike": { "s3:prefix": ["team/docker/registry/v2/*"] } })
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{DecimalBytes, HumanCount, ProgressBar, ProgressStyle};
 
 use super::fail;
-use crate::config::{self, Serving, Sources, Storage};
+use crate::config::{self, Serving, Sources};
 use crate::store::audit::{Audit, Event, Summary, Survey};
 
 /// How often a line tells how far it is, where there is no terminal for a bar.
@@ -26,7 +26,7 @@ pub(super) fn verify(sources: &Sources, repair: bool) -> ExitCode {
     let Some(Serving { storage, .. }) = &settings.serving else {
         return fail(&"a client stores nothing: there is nothing to verify", 2);
     };
-    let Storage::Filesystem { root } = storage;
+    let root = storage.root();
     let audit = Audit::new(root, repair);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let verified = audit.survey().and_then(|survey| {

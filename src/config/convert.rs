@@ -3,6 +3,7 @@
 mod credentials;
 mod host;
 mod hosted;
+mod storage;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::error::{KeyPath, Place, Remark, quoted};
-use super::fragment::{Fragment, LogFragment, OneOrMany, UpstreamFragment};
+use super::fragment::{CacheFragment, Fragment, LogFragment, OneOrMany, UpstreamFragment};
 use super::limit::CacheLimit;
 use super::merge::Merged;
 use super::settings::{
@@ -111,9 +112,10 @@ impl Conversion<'_> {
     /// Converts every key before it gives up on any, so that all that is wrong is said at once.
     fn settings(mut self, mut fragment: Fragment) -> Option<Settings> {
         let (serving, admin, own, mirrored) = match fragment.role.unwrap_or(Role::Mirror) {
-            Role::Mirror => {
-                let root = self.root(&mut fragment);
-                let (serving, own) = self.serving(&mut fragment, root.clone());
+            role @ (Role::Mirror | Role::Reader | Role::Writer) => {
+                let storage = self.storage(role, fragment.storage.as_mut());
+                let root = storage.as_ref().map(|storage| storage.root().to_owned());
+                let (serving, own) = self.serving(role, &mut fragment, storage);
                 let admin = self.admin(fragment.admin.take(), root.as_deref());
                 self.check_ports(own.listen, admin.as_ref());
                 let upstreams = serving.iter().flat_map(|serving| &serving.upstreams);
@@ -149,15 +151,17 @@ impl Conversion<'_> {
     /// What is served, and where, which is known also where something else is wrong.
     fn serving(
         &mut self,
+        role: Role,
         fragment: &mut Fragment,
-        root: Option<PathBuf>,
+        storage: Option<Storage>,
     ) -> (Option<Serving>, OwnAddress) {
-        let storage = fragment.storage.take().unwrap_or_default();
+        let cache = fragment.storage.take().unwrap_or_default().cache;
+        let CacheFragment { limit, .. } = cache.unwrap_or_default();
         let freshness = fragment.freshness.take().unwrap_or_default();
         let timeouts = fragment.timeouts.take().unwrap_or_default();
 
         let listen = self.listen(fragment.listen.take());
-        let cache_limit = self.cache_limit(storage.cache.unwrap_or_default().limit);
+        let cache_limit = self.cache_limit(limit);
         let tls = self.tls(fragment.tls.take());
         let own = OwnAddress {
             listen,
@@ -165,7 +169,10 @@ impl Conversion<'_> {
         };
         let clients = fragment.clients.take().unwrap_or_default();
         let patience = self.duration("clients.idle", clients.idle, 60, Duration::from_millis(1));
-        let upstreams = self.upstreams(fragment.upstreams.take(), listen);
+        let upstreams = match role {
+            Role::Mirror => self.upstreams(fragment.upstreams.take(), listen),
+            role => self.no_upstreams(role, fragment.upstreams.is_some()),
+        };
         let window = self.duration("freshness.window", freshness.window, 60, Duration::ZERO);
         let least = Duration::from_millis(1);
         let deadline = self.duration("freshness.deadline", freshness.deadline, 1, least);
@@ -178,10 +185,11 @@ impl Conversion<'_> {
         let auth = self.auth(fragment.auth.take(), &hosted, listen, tls.as_ref());
         let serving = || {
             Some(Serving {
+                role,
                 listen: listen?,
                 tls,
                 clients: ClientSettings { idle: patience? },
-                storage: Storage::Filesystem { root: root? },
+                storage: storage?,
                 cache_limit: cache_limit?,
                 upstreams,
                 timeouts: Timeouts {
@@ -284,28 +292,6 @@ impl Conversion<'_> {
         })
     }
 
-    fn root(&mut self, fragment: &mut Fragment) -> Option<PathBuf> {
-        let path = KeyPath::of("storage.filesystem.root");
-        let storage = fragment.storage.as_mut();
-        let filesystem = storage.and_then(|storage| storage.filesystem.take());
-        match filesystem.unwrap_or_default().root {
-            Some(said) if absolute(&said) => Some(said.into()),
-            Some(said) => {
-                let message = format!("{} is not a path that begins with /", quoted(&said));
-                self.refuse(&path, message)
-            }
-            None => {
-                let default = self.state_folder();
-                if default.is_none() && self.complete {
-                    let message = "nothing says where to keep images: set this key (none of \
-                                   STATE_DIRECTORY, XDG_STATE_HOME and HOME is set to a path)";
-                    return self.refuse(&path, message);
-                }
-                default
-            }
-        }
-    }
-
     /// Where state is kept if nothing is said: what systemd, or else the session, gives.
     fn state_folder(&self) -> Option<PathBuf> {
         let below_home = |home| folder(self.sources, home).map(|f| f.join(".local/state"));
@@ -376,6 +362,18 @@ impl Conversion<'_> {
             return self.refuse(path, message);
         }
         Some(AdminAddress::Unix(socket))
+    }
+
+    /// Who asks no upstream has none.
+    fn no_upstreams(&mut self, role: Role, said: bool) -> Vec<UpstreamSettings> {
+        if said {
+            let message = format!(
+                "a {} asks no other registry: remove the key, or make this a mirror (`role: mirror`)",
+                role.as_str()
+            );
+            self.refuse::<()>(&KeyPath::of("upstreams"), message);
+        }
+        Vec::new()
     }
 
     fn upstreams(

@@ -80,7 +80,11 @@ fn variable(name: &str, raw: &str) -> Map<String, Value> {
     let suffix = name.strip_prefix("REGISTRY_").unwrap_or(name);
     let keys: Vec<String> = suffix.split('_').map(str::to_lowercase).collect();
     // A password is never anything but a text, whatever YAML makes of it.
-    let text = keys[0] == "proxy" && keys.len() > 1;
+    let bucket_keys = ["accesskey", "secretkey"];
+    let of_bucket = keys
+        .last()
+        .is_some_and(|key| bucket_keys.contains(&key.as_str()));
+    let text = (keys[0] == "proxy" && keys.len() > 1) || of_bucket;
     let yaml = if text { None } else { document::lenient(raw) };
     source::nested(
         &keys,
@@ -95,17 +99,42 @@ fn keep_exact_texts(members: &mut Map<String, Value>, text: &str) {
         proxy: Option<Texts>,
     }
     #[derive(Deserialize)]
+    struct ExactBucket {
+        storage: Option<Storage>,
+    }
+    #[derive(Deserialize)]
+    struct Storage {
+        s3: Option<Keys>,
+    }
+    #[derive(Deserialize)]
+    struct Keys {
+        accesskey: Option<String>,
+        secretkey: Option<String>,
+    }
+    #[derive(Deserialize)]
     struct Texts {
         username: Option<String>,
         password: Option<String>,
     }
-    let Ok(Exact { proxy: Some(texts) }) = serde_yaml::from_str::<Exact>(text) else {
-        return;
-    };
-    for (key, exact) in [("username", texts.username), ("password", texts.password)] {
-        let said = members
-            .get_mut("proxy")
-            .and_then(|proxy| proxy.get_mut(key));
+    // Each for itself: one may have another shape (`storage: filesystem`).
+    let proxy = serde_yaml::from_str::<Exact>(text).ok();
+    let proxy = proxy.and_then(|exact| exact.proxy);
+    let storage = serde_yaml::from_str::<ExactBucket>(text).ok();
+    let storage = storage.and_then(|exact| exact.storage);
+    let mut exact_texts = Vec::new();
+    if let Some(texts) = proxy {
+        exact_texts.push((["proxy", "username"].as_slice(), texts.username));
+        exact_texts.push((["proxy", "password"].as_slice(), texts.password));
+    }
+    if let Some(keys) = storage.and_then(|storage| storage.s3) {
+        exact_texts.push((["storage", "s3", "accesskey"].as_slice(), keys.accesskey));
+        exact_texts.push((["storage", "s3", "secretkey"].as_slice(), keys.secretkey));
+    }
+    for (path, exact) in exact_texts {
+        let mut said = members.get_mut(path[0]);
+        for key in &path[1..] {
+            said = said.and_then(|said| said.get_mut(*key));
+        }
         if let (Some(said @ (Value::Number(_) | Value::Bool(_))), Some(exact)) = (said, exact) {
             *said = exact.into();
         }
@@ -266,7 +295,7 @@ impl Translation<'_> {
             if leaf.keys[0] == "storage" {
                 this.error(
                     &path,
-                    "is no storage that this version knows: it has only filesystem",
+                    "is no storage that this version knows: it has filesystem and s3",
                 );
             } else {
                 this.warn(&path, "is ignored: distribution does not know it either");
@@ -322,6 +351,27 @@ impl Translation<'_> {
         leaves(self.said.members()).iter().any(is_said)
     }
 
+    /// Whether a key is said, and is true.
+    fn is_true(&self, dotted: &str) -> bool {
+        self.boolean(dotted) == Some(true)
+    }
+
+    /// Whether a key is said, and is false.
+    fn is_false(&self, dotted: &str) -> bool {
+        self.boolean(dotted) == Some(false)
+    }
+
+    fn boolean(&self, dotted: &str) -> Option<bool> {
+        let mut leaves = leaves(self.said.members()).into_iter();
+        leaves.find(|leaf| leaf.keys.join(".") == dotted)?.boolean()
+    }
+
+    /// Whether the storage is a bucket.
+    fn has_bucket(&self) -> bool {
+        let storage = self.said.members().get("storage");
+        storage.is_some_and(|storage| storage.get("s3").is_some())
+    }
+
     /// What distribution does where its file says nothing, and what we do differently there.
     fn defaults(&mut self, file: &Place, sources: &Sources) {
         if !self.has("version") {
@@ -333,7 +383,7 @@ impl Translation<'_> {
                            interfaces)";
             self.warnings.push(Remark::new(file, "http.addr", message));
         }
-        if !self.has("storage.filesystem.rootdirectory") {
+        if !self.has("storage.filesystem.rootdirectory") && !self.has_bucket() {
             let key = "storage.filesystem.rootdirectory";
             let origin = Origin {
                 place: file.clone(),
@@ -353,6 +403,12 @@ impl Translation<'_> {
         } = std::mem::take(&mut self.proxy);
         let from = |key: &str| KeyPath::of("proxy").key(key);
         let Some(url) = remoteurl else {
+            // Not a proxy: it takes pushes, unless it was told not to.
+            if self.has_bucket() {
+                let reader = self.is_true("storage.maintenance.readonly.enabled");
+                let role = if reader { "reader" } else { "writer" };
+                return self.set(&["role"], role.into(), &KeyPath::of("storage.s3.bucket"));
+            }
             if !self
                 .errors
                 .iter()

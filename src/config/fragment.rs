@@ -247,14 +247,63 @@ pub(super) struct ClientsFragment {
 pub(super) struct StorageFragment {
     /// A local folder in the layout of the CNCF distribution registry.
     pub filesystem: Option<FilesystemFragment>,
+    /// A bucket in the same layout, in place of a folder: for the roles reader and writer.
+    pub s3: Option<S3Fragment>,
     /// How much of it is kept.
     pub cache: Option<CacheFragment>,
+}
+
+/// A bucket in the layout of the CNCF distribution registry. Credentials come from the standard AWS
+/// chain: the environment, the AWS profile, a web identity, or the instance's or task's role.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct S3Fragment {
+    /// Its name.
+    #[schemars(example = &"example-registry")]
+    pub bucket: Option<String>,
+    /// Its region. Default: what `AWS_REGION`, the AWS profile or the instance says.
+    #[schemars(example = &"eu-central-1")]
+    pub region: Option<String>,
+    /// What stands before `docker/registry/v2` in every key: registry:2's `rootdirectory`. Default:
+    /// nothing.
+    #[schemars(example = &"registry")]
+    pub prefix: Option<String>,
+    /// Where a store is that speaks S3. Default: Amazon's, or what `AWS_ENDPOINT_URL_S3` says.
+    #[schemars(example = &"https://s3.example.com")]
+    pub endpoint: Option<String>,
+    /// Whether the bucket stands in the path, and not before the host's name. Default: false.
+    pub path_style: Option<bool>,
+    /// The storage class of what is written. Default: STANDARD.
+    #[schemars(example = &"INTELLIGENT_TIERING")]
+    pub storage_class: Option<String>,
+    /// How what is written is encrypted. Default: as the bucket says.
+    pub encryption: Option<EncryptionFragment>,
+    /// The ID of a fixed access key, with `secret_key`. Better: a role, which needs neither.
+    pub access_key: Option<String>,
+    /// The secret of a fixed access key.
+    #[schemars(with = "Option<String>", extend("writeOnly" = true))]
+    pub secret_key: Option<Secret>,
+}
+
+/// How S3 encrypts what is written.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EncryptionFragment {
+    /// `AES256` or `aws:kms`.
+    #[schemars(example = &"aws:kms")]
+    pub sse: Option<String>,
+    /// The key of KMS, by its ID or ARN. Default: the account's key for S3.
+    pub kms_key: Option<String>,
 }
 
 /// How much of what was fetched is kept.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CacheFragment {
+    /// The folder of the disk cache in front of `storage.s3`, from `/`. Default: the state folder
+    /// that systemd or the session gives.
+    #[schemars(example = &"/var/cache/registry-agent")]
+    pub root: Option<String>,
     /// How much may be stored, in bytes (500GB, 20GiB) or as a share (80%) of what others leave of
     /// the disk that holds it: of what is stored and what is free, together. Above it, what was not
     /// used for longest is removed, down to nine tenths of it. Default: 80%.

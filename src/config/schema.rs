@@ -15,20 +15,13 @@ const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
 /// Keys of the configuration's contract that this version does not act on. To take them in silence
 /// would be to promise what is not done (a `fleet` that nobody joins).
 const NOT_YET: &[(&str, &str)] = &[
+    ("storage.s3.redirect", "send clients to S3 itself"),
     ("fleet.instances", "take part in a fleet"),
     ("fleet.autoscaling", "take part in a fleet"),
     ("fleet.load_balancer", "take part in a fleet"),
     ("fleet.dns.route53", "change DNS"),
     ("fleet.dns.rfc2136", "change DNS"),
-    ("storage.s3", "store in S3"),
-    (
-        "storage.cache.root",
-        "keep a disk cache in front of the storage",
-    ),
 ];
-
-/// Roles of the contract that this version does not have.
-const ROLES_NOT_YET: &[&str] = &["reader", "writer"];
 
 /// The JSON Schema (draft 2020-12) of a configuration file, for editors. The loader itself checks
 /// every file and variable against it.
@@ -159,14 +152,9 @@ impl<'a> Walk<'a> {
         if let (Some(choices), Some(text)) = (choices(schema), value.as_str())
             && !choices.contains(&text)
         {
-            let later = ROLES_NOT_YET.contains(&text) && path == &KeyPath::of("role");
-            let message = if later {
-                format!("this version does not have the role {text} yet; must be one of: ")
-            } else {
-                let meant = nearest(text, &choices);
-                let meant = meant.map_or(String::new(), |near| format!("did you mean `{near}`? "));
-                format!("{} is not allowed; {meant}must be one of: ", quoted(text))
-            };
+            let meant = nearest(text, &choices);
+            let meant = meant.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+            let message = format!("{} is not allowed; {meant}must be one of: ", quoted(text));
             return self.refuse(path, message + &choices.join(", "));
         }
         // `format: uint32` is what a number's type can hold.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -31,8 +31,8 @@ pub struct Settings {
 impl Settings {
     /// What this agent does.
     pub fn role(&self) -> Role {
-        match self.serving {
-            Some(_) => Role::Mirror,
+        match &self.serving {
+            Some(serving) => serving.role,
             None => Role::Client,
         }
     }
@@ -41,6 +41,8 @@ impl Settings {
 /// What an agent serves, and from where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Serving {
+    /// What it serves it as: anything but a client.
+    pub role: Role,
     /// Where the registry listens.
     pub listen: SocketAddr,
     /// The registry speaks TLS with these files; plain HTTP without.
@@ -51,7 +53,7 @@ pub struct Serving {
     pub storage: Storage,
     /// How much of it is kept.
     pub cache_limit: CacheLimit,
-    /// The registries that are mirrored, each once. Never empty for a mirror.
+    /// The registries that are mirrored, each once. Never empty for a mirror, and always for others.
     pub upstreams: Vec<UpstreamSettings>,
     /// When a cached tag is asked for again.
     pub freshness: Freshness,
@@ -195,6 +197,10 @@ pub enum Drift {
 pub enum Role {
     /// A pull-through cache of other registries.
     Mirror,
+    /// Serves what is in a bucket, which it never writes.
+    Reader,
+    /// Takes pushes, and serves what was pushed.
+    Writer,
     /// Serves nothing: this host's engines are wired to a mirror elsewhere (`host.mirror`).
     Client,
 }
@@ -204,6 +210,8 @@ impl Role {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mirror => "mirror",
+            Self::Reader => "reader",
+            Self::Writer => "writer",
             Self::Client => "client",
         }
     }
@@ -253,6 +261,65 @@ pub enum Storage {
         /// The folder that holds `docker/registry/v2`.
         root: PathBuf,
     },
+    /// A bucket in distribution's layout.
+    S3 {
+        /// The bucket.
+        bucket: Box<S3Settings>,
+        /// The folder of the disk cache in front of it.
+        cache: PathBuf,
+    },
+}
+
+impl Storage {
+    /// The folder of this host that content is in: all of it, or what is cached of a bucket.
+    pub fn root(&self) -> &Path {
+        match self {
+            Self::Filesystem { root } => root,
+            Self::S3 { cache, .. } => cache,
+        }
+    }
+}
+
+/// A bucket, and how it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Settings {
+    /// Its name.
+    pub bucket: String,
+    /// Its region; `None`: what the environment, the AWS profile or the instance says.
+    pub region: Option<String>,
+    /// What stands before `docker/registry/v2` in every key, as it was said.
+    pub prefix: String,
+    /// Where the store is, if it is not Amazon's, or if Amazon's is reached by another way.
+    pub endpoint: Option<Url>,
+    /// Whether the bucket stands in the path, and not before the host's name.
+    pub path_style: bool,
+    /// The storage class of what is written (`STANDARD_IA`); `None`: the bucket's own.
+    pub storage_class: Option<String>,
+    /// How what is written is encrypted; `None`: as the bucket says.
+    pub encryption: Option<Encryption>,
+    /// A fixed access key; `None`: the standard AWS chain.
+    pub keys: Option<AccessKeys>,
+}
+
+/// How S3 encrypts what is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// With S3's own keys.
+    Aes256,
+    /// With a key of KMS.
+    Kms {
+        /// Its ID or ARN; `None`: the account's key for S3.
+        key: Option<String>,
+    },
+}
+
+/// A fixed access key of AWS, or of a store that speaks S3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessKeys {
+    /// Its ID.
+    pub id: String,
+    /// Its secret.
+    pub secret: Secret,
 }
 
 /// One registry that is mirrored.

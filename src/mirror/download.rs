@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::BodyExt;
 use tokio::sync::watch;
 
 use super::fill::{End, Progress};
@@ -17,7 +16,7 @@ use crate::oci::{Digest, Hasher};
 use crate::store::{Partial, StoreError};
 
 use crate::store::layout::Repository;
-use crate::upstream::{FetchedBlob, UpstreamError};
+use crate::upstream::{BlobBody, FetchedBlob, UpstreamError};
 
 /// How many bytes at a blob's end no reader gets before the whole has been verified.
 ///
@@ -421,7 +420,7 @@ impl Download<'_> {
     /// the body ended if it did.
     async fn batch(
         &self,
-        body: &mut hyper::body::Incoming,
+        body: &mut BlobBody,
         what: &str,
     ) -> (VecDeque<Bytes>, Option<Result<(), UpstreamError>>) {
         let upstream = &self.source.upstream;
@@ -430,24 +429,22 @@ impl Download<'_> {
         let mut size = 0;
         while size < BATCH {
             let next = if pieces.is_empty() {
-                match tokio::time::timeout(idle, body.frame()).await {
+                match tokio::time::timeout(idle, body.next()).await {
                     Ok(next) => next,
                     Err(_) => return (pieces, Some(Err(upstream.timeout_error(what, idle)))),
                 }
             } else {
-                match body.frame().now_or_never() {
+                match body.next().now_or_never() {
                     Some(next) => next,
                     None => break,
                 }
             };
             match next {
                 None => return (pieces, Some(Ok(()))),
-                Some(Err(e)) => return (pieces, Some(Err(upstream.transport_error(what, &e)))),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        size += data.len();
-                        pieces.push_back(data);
-                    }
+                Some(Err(e)) => return (pieces, Some(Err(upstream.transport_error(what, &*e)))),
+                Some(Ok(data)) => {
+                    size += data.len();
+                    pieces.push_back(data);
                 }
             }
         }

@@ -4,13 +4,11 @@
 //! download does.
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::download::{BREAKS, pause};
 use super::{Mirror, MirrorError, Source, blob_error};
 use crate::oci::{Digest, Hasher};
-use crate::upstream::UpstreamError;
+use crate::upstream::{BlobBody, UpstreamError};
 
 /// The rest of a blob, from an offset on.
 pub(super) struct Passing {
@@ -28,7 +26,7 @@ pub(super) struct Passing {
 }
 
 struct Arriving {
-    body: Incoming,
+    body: BlobBody,
     /// Bytes that the reader has had already, from an upstream without ranges.
     skip: u64,
 }
@@ -125,16 +123,16 @@ impl Passing {
         let what = format!("the blob {}", self.digest);
         let idle = upstream.timeouts().idle;
         while let Some(Arriving { body, skip }) = &mut self.body {
-            let Ok(frame) = tokio::time::timeout(idle, body.frame()).await else {
+            let Ok(next) = tokio::time::timeout(idle, body.next()).await else {
                 return Ok(Err(upstream.timeout_error(&what, idle)));
             };
-            let mut piece = match frame {
+            let mut piece = match next {
                 None if self.total.is_some_and(|total| self.at < total) => {
                     return Ok(Err(upstream.transport(&what, "it ended early".to_owned())));
                 }
                 None => break,
-                Some(Err(error)) => return Ok(Err(upstream.transport_error(&what, &error))),
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Ok(Err(upstream.transport_error(&what, &*error))),
+                Some(Ok(piece)) => piece,
             };
             self.mirror
                 .0

@@ -9,6 +9,7 @@
 //! longer, whether the upstream is still asked as an account or not, a repository with a mark is
 //! given out only after it was proved public, which takes the mark away.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Mirror, MirrorError, Source};
@@ -155,12 +156,21 @@ impl Mirror {
         answer
     }
 
+    /// The bucket that is served, by a reader.
+    fn bucket(&self) -> Option<Arc<Upstream>> {
+        let upstreams = self.upstreams();
+        upstreams.into_iter().find(|upstream| upstream.is_bucket())
+    }
+
     /// Whether the catalog may name a repository.
     pub(super) async fn may_be_listed(&self, repository: &Repository) -> bool {
         if self.0.store.is_kept(repository) {
             return self.0.store.is_own(repository);
         }
         let live = self.live();
+        if self.bucket().is_some() {
+            return true;
+        }
         // Docker Hub's stand without their registry, and none of them begins with a host.
         let registry = match repository.as_str().split_once('/') {
             Some((host, _)) if host.parse::<RegistryHost>().is_ok() => host,
@@ -175,6 +185,15 @@ impl Mirror {
     /// A page of the repositories that are stored and that anybody may know of, in the order of
     /// their names.
     pub async fn repositories(&self, mut page: Page) -> Result<Vec<Repository>, MirrorError> {
+        if let Some(bucket) = self.bucket() {
+            match bucket.repositories(&page).await {
+                Some(Ok(listed)) => return Ok(listed),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "the catalog is what is cached: {error}");
+                }
+                None => {}
+            }
+        }
         let wanted = page.limit;
         let mut listed = Vec::new();
         loop {

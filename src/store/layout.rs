@@ -13,6 +13,7 @@
 //!   repositories/<repository>/_manifests/tags/<tag>/current/link
 //!   repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
 //!   repositories/<repository>/_uploads/<uuid>/{data,startedat}
+//!   repositories/<repository>/_referrers/<alg>/<hex>/<alg>/<hex>   S3: subject, then who refers to it
 //! registry-agent/                                     this agent's own, ignored by distribution
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   fills/<alg>/<hex>.synced                          how much of one is on the disk for certain
@@ -24,9 +25,12 @@
 //!   aside/<repository>/_since/<seconds>/              what was cached of a repository, before it was pushed
 //!   tmp/                                              files that are being written
 //!   lock                                              held while an agent serves this root
+//!   probe/<random>                                    S3: whether conditional writes are obeyed
 //! ```
 //!
-//! A `link` holds a bare digest, without a newline.
+//! A `link` holds a bare digest, without a newline. distribution passes over every folder of a
+//! repository whose name begins with `_` and which it does not know, as it does over what is in
+//! `_referrers`, whose files hold a referrer's descriptor each.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -35,7 +39,8 @@ use std::sync::Arc;
 use super::upload::UploadId;
 use crate::oci::{Algorithm, Digest, Name, RegistryHost, Tag};
 
-const V2: &str = "docker/registry/v2";
+/// The folder of all that distribution keeps.
+pub const V2: &str = "docker/registry/v2";
 
 /// Where an agent keeps what is its own.
 pub const OWN: &str = "registry-agent";
@@ -47,8 +52,36 @@ pub const REFERRERS: &str = "registry-agent/referrers";
 pub const SHARED: &str = "registry-agent/shared";
 /// The folder of all repositories of which what they have was pushed here.
 pub const HOSTED: &str = "registry-agent/hosted";
+/// Keys that are written, and removed again, to see whether a bucket obeys conditions.
+pub const PROBES: &str = "registry-agent/probe";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
+
+/// What stands before every key of a bucket: `""`, or a path with a `/` at its end and none in front.
+///
+/// Source: distribution, `registry/storage/driver/s3-aws/s3.go`, `s3Path`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// The prefix that a root folder makes; `""` and `"/"` make none.
+    pub fn new(root: &str) -> Self {
+        match root.trim_matches('/') {
+            "" => Self::default(),
+            root => Self(format!("{root}/")),
+        }
+    }
+
+    /// The key of a path of this layout.
+    pub fn key(&self, path: &str) -> String {
+        format!("{}{path}", self.0)
+    }
+
+    /// The prefix itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A repository as the store knows it: docker.io's under their own names, as a registry:2 proxy
 /// keeps them, those of any other registry under `<host>/<name>`.
@@ -196,6 +229,32 @@ pub fn referrers_of(repository: &Repository, algorithm: Algorithm) -> String {
     format!("{REFERRERS}/{repository}/_of/{}", algorithm.as_str())
 }
 
+/// The folder of what refers to a manifest of a repository, as a bucket keeps it.
+pub fn referrers_to(repository: &Repository, subject: &Digest) -> String {
+    let (algorithm, hex) = (subject.algorithm().as_str(), subject.hex());
+    format!("{V2}/repositories/{repository}/_referrers/{algorithm}/{hex}")
+}
+
+/// The descriptor of one manifest that refers to another, as a bucket keeps it: a key for each, so
+/// that two that are pushed at the same time don't take away one another's.
+pub fn referrer_to(repository: &Repository, subject: &Digest, referrer: &Digest) -> String {
+    let (algorithm, hex) = (referrer.algorithm().as_str(), referrer.hex());
+    format!("{}/{algorithm}/{hex}", referrers_to(repository, subject))
+}
+
+/// One of [`PROBES`].
+pub fn probe(random: u64) -> String {
+    format!("{PROBES}/{random:016x}")
+}
+
+/// The name of the folder that a repository with manifests has.
+pub const MANIFESTS: &str = "_manifests";
+
+/// The folder of all that is known of a tag.
+pub fn tag(repository: &Repository, tag: &Tag) -> String {
+    format!("{}/{tag}", tags(repository))
+}
+
 /// Says that everybody could see a repository when its upstream was last asked.
 pub fn public(repository: &Repository) -> String {
     // No component of a repository's name can be `_proved`.
@@ -338,6 +397,22 @@ mod tests {
             ),
         ] {
             assert_eq!(path, expected);
+        }
+    }
+
+    #[test]
+    fn no_key_begins_with_a_slash_whatever_the_root() {
+        for (root, key) in [
+            ("", "docker/registry/v2/x"),
+            ("/", "docker/registry/v2/x"),
+            ("/a/b/", "a/b/docker/registry/v2/x"),
+            ("a//", "a/docker/registry/v2/x"),
+        ] {
+            assert_eq!(
+                Prefix::new(root).key("docker/registry/v2/x"),
+                key,
+                "{root:?}"
+            );
         }
     }
 

@@ -1,16 +1,21 @@
 //! What an upstream is asked for: the endpoints of distribution-spec 1.1, as calls.
 
+use std::error::Error;
+use std::fmt;
+
 use bytes::Bytes;
 use http::header::{
     ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::endpoint::{Asked, asks_for, collect};
 use super::{CONTENT_DIGEST, Upstream, UpstreamError};
 use crate::oci::{Digest, MANIFEST_LIMIT, Name, OCI_INDEX, Reference};
+use crate::store::s3::BlobStream;
 
 /// Every form of manifest a client may want. Asking for all of them in one way makes the answer the
 /// same for every client, as a cache needs it.
@@ -57,7 +62,43 @@ pub struct FetchedBlob {
     /// The size of the whole blob in bytes, where the upstream says it.
     pub total: Option<u64>,
     /// The body.
-    pub body: Incoming,
+    pub body: BlobBody,
+}
+
+/// The bytes of a blob, from wherever they come.
+pub enum BlobBody {
+    /// The answer of a registry.
+    Registry(Incoming),
+    /// Ranges of an object.
+    Bucket(Box<BlobStream>),
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Registry(_) => "Registry",
+            Self::Bucket(_) => "Bucket",
+        })
+    }
+}
+
+impl BlobBody {
+    /// The next bytes; `None` at the end. To stop waiting loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Box<dyn Error + Send + Sync>>> {
+        match self {
+            Self::Registry(body) => loop {
+                match body.frame().await? {
+                    Ok(frame) => {
+                        if let Ok(bytes) = frame.into_data() {
+                            return Some(Ok(bytes));
+                        }
+                    }
+                    Err(error) => return Some(Err(error.into())),
+                }
+            },
+            Self::Bucket(stream) => Some(stream.next().await?.map_err(Into::into)),
+        }
+    }
 }
 
 /// A page of tags.
@@ -88,6 +129,9 @@ impl Upstream {
     ) -> Result<Option<Digest>, UpstreamError> {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("{name}:{reference}");
+        if let Some(bucket) = self.asking(&what) {
+            return bucket.manifest_digest(name, reference).await;
+        }
         let response = self
             .look(Method::HEAD, &path, name, &what, accept_manifests())
             .await?;
@@ -103,6 +147,10 @@ impl Upstream {
     ) -> Result<Option<Description>, UpstreamError> {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("{name}:{reference}");
+        // The manifest itself costs no more.
+        if self.is_bucket() {
+            return Ok(None);
+        }
         let response = self
             .look(Method::HEAD, &path, name, &what, accept_manifests())
             .await?;
@@ -124,6 +172,9 @@ impl Upstream {
     ) -> Result<(), UpstreamError> {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("{name}:{reference}");
+        if self.is_bucket() {
+            return self.manifest_digest(name, reference).await.map(drop);
+        }
         let shown = self.prove(Method::HEAD, &path, name, &what, accept_manifests());
         shown.await.map(drop)
     }
@@ -132,6 +183,9 @@ impl Upstream {
     pub async fn shows_blob(&self, name: &Name, digest: &Digest) -> Result<(), UpstreamError> {
         let path = format!("/v2/{name}/blobs/{digest}");
         let what = format!("the blob {digest} of {name}");
+        if self.is_bucket() {
+            return self.blob_size(name, digest).await.map(drop);
+        }
         let shown = self.prove(Method::HEAD, &path, name, &what, HeaderMap::new());
         shown.await.map(drop)
     }
@@ -140,6 +194,9 @@ impl Upstream {
     pub async fn shows_tags(&self, name: &Name) -> Result<(), UpstreamError> {
         let path = format!("/v2/{name}/tags/list{}", page_query(Some(1), None));
         let what = format!("the tags of {name}");
+        if self.is_bucket() {
+            return self.tags(name, Some(1), None).await.map(drop);
+        }
         let shown = self.prove(Method::GET, &path, name, &what, accept("application/json"));
         shown.await.map(drop)
     }
@@ -152,6 +209,9 @@ impl Upstream {
     ) -> Result<FetchedManifest, UpstreamError> {
         let path = format!("/v2/{name}/manifests/{reference}");
         let what = format!("the manifest {reference} of {name}");
+        if let Some(bucket) = self.asking(&what) {
+            return bucket.manifest(name, reference).await;
+        }
         self.check_budget(&path, name, &what).await?;
         let response = self
             .get(Method::GET, &path, name, &what, accept_manifests())
@@ -184,6 +244,9 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let path = format!("/v2/{name}/blobs/{digest}");
         let what = format!("the blob {digest} of {name}");
+        if let Some(bucket) = self.asking(&what) {
+            return bucket.blob_size(name, digest).await;
+        }
         let response = self
             .look(Method::HEAD, &path, name, &what, HeaderMap::new())
             .await?;
@@ -200,6 +263,9 @@ impl Upstream {
     ) -> Result<Option<FetchedBlob>, UpstreamError> {
         let path = format!("/v2/{name}/blobs/{digest}");
         let what = format!("the blob {digest} of {name}");
+        if let Some(bucket) = self.asking(&what) {
+            return bucket.blob(name, digest, offset).await;
+        }
         let mut headers = HeaderMap::new();
         if offset > 0 {
             // An offset is decimal digits: always a valid header.
@@ -228,14 +294,14 @@ impl Upstream {
             return Ok(Some(FetchedBlob {
                 offset,
                 total,
-                body: response.into_body(),
+                body: BlobBody::Registry(response.into_body()),
             }));
         }
         let total = content_length(&response);
         Ok(Some(FetchedBlob {
             offset: 0,
             total,
-            body: response.into_body(),
+            body: BlobBody::Registry(response.into_body()),
         }))
     }
 
@@ -247,6 +313,9 @@ impl Upstream {
         digest: &Digest,
     ) -> Result<Option<Vec<Value>>, UpstreamError> {
         let what = format!("the referrers of {digest} in {name}");
+        if let Some(bucket) = self.asking(&what) {
+            return bucket.referrers(name, digest).await;
+        }
         let mut path = format!("/v2/{name}/referrers/{digest}");
         let mut descriptors = Vec::new();
         let mut left = REFERRERS_LIMIT;
@@ -291,6 +360,9 @@ impl Upstream {
         }
         let path = format!("/v2/{name}/tags/list{}", page_query(limit, last));
         let what = format!("the tags of {name}");
+        if let Some(bucket) = self.asking(&what) {
+            return bucket.tags(name, limit, last).await;
+        }
         let response = self
             .look(Method::GET, &path, name, &what, accept("application/json"))
             .await?;

@@ -33,7 +33,7 @@ const fn unless(unless: &'static [&'static str], instead: &'static str) -> Rule 
     Rule::Instead { unless, instead }
 }
 
-const NO_OTHER_STORAGE: Rule = Refused("this version stores only on a filesystem");
+const NO_OTHER_STORAGE: Rule = Refused("this version stores only on a filesystem and in S3");
 
 /// A key stands for all that is within it, except where a longer one says otherwise.
 const KEYS: &[(&str, Rule)] = &[
@@ -63,8 +63,47 @@ const KEYS: &[(&str, Rule)] = &[
         "storage.filesystem.maxthreads",
         instead("the agent limits its threads by itself"),
     ),
-    ("storage.s3", NO_OTHER_STORAGE),
-    ("storage.s3aws", NO_OTHER_STORAGE),
+    (
+        "storage.s3",
+        instead(
+            "only bucket, region, regionendpoint, rootdirectory, accesskey, secretkey, \
+             forcepathstyle, encrypt, keyid, secure and storageclass have a meaning here",
+        ),
+    ),
+    ("storage.s3.bucket", Honoured(s3_text)),
+    ("storage.s3.region", Honoured(s3_text)),
+    ("storage.s3.regionendpoint", Honoured(s3_endpoint)),
+    ("storage.s3.rootdirectory", Honoured(s3_text)),
+    ("storage.s3.accesskey", Honoured(s3_text)),
+    ("storage.s3.secretkey", Honoured(s3_text)),
+    ("storage.s3.storageclass", Honoured(s3_text)),
+    ("storage.s3.forcepathstyle", Honoured(s3_path_style)),
+    ("storage.s3.encrypt", Honoured(s3_encrypt)),
+    ("storage.s3.keyid", Honoured(s3_key)),
+    // It is part of the endpoint's URL.
+    ("storage.s3.secure", Honoured(s3_secure)),
+    (
+        "storage.s3.skipverify",
+        Refused(
+            "the certificate of the S3 endpoint is always verified: trust its authority instead",
+        ),
+    ),
+    (
+        "storage.s3.v4auth",
+        unless(&["true"], "requests are always signed by version 4"),
+    ),
+    (
+        "storage.s3.chunksize",
+        instead("the agent chooses the size of parts by itself"),
+    ),
+    (
+        "storage.s3.redirectendpoint",
+        instead("not used: blobs are served by the agent itself"),
+    ),
+    (
+        "storage.s3aws",
+        Refused("this version knows the driver as s3 only: rename the section"),
+    ),
     ("storage.gcs", NO_OTHER_STORAGE),
     ("storage.azure", NO_OTHER_STORAGE),
     ("storage.swift", NO_OTHER_STORAGE),
@@ -99,6 +138,7 @@ const KEYS: &[(&str, Rule)] = &[
             "a mirror takes no pushes, but goes on storing what it fetches",
         ),
     ),
+    ("storage.maintenance.readonly.enabled", Honoured(read_only)),
     (
         "storage.tag",
         instead("the agent limits its concurrency by itself"),
@@ -302,15 +342,113 @@ fn log_field(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
 fn log_access(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     match leaf.boolean() {
         Some(disabled) => to.set(&["log", "access"], (!disabled).into(), &leaf.path()),
-        None => to.error(
-            &leaf.path(),
-            format!("{} is neither true nor false", shown(leaf)),
-        ),
+        None => not_boolean(to, leaf),
     }
 }
 
 fn root_directory(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     set_text(to, leaf, &["storage", "filesystem", "root"], |text| text);
+}
+
+/// In front of a bucket it is what makes a reader (see [`Translation::upstream`]).
+fn read_only(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let reader = to.has_bucket() && !to.has("proxy.remoteurl");
+    match leaf.boolean() {
+        Some(true) if !reader => to.warn(
+            &KeyPath::of("storage.maintenance.readonly"),
+            "a mirror takes no pushes, but goes on storing what it fetches",
+        ),
+        Some(_) => {}
+        None => not_boolean(to, leaf),
+    }
+}
+
+/// Texts that have the same meaning here, by another name.
+fn s3_text(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let ours = match leaf.keys.as_slice() {
+        [_, _, "bucket"] => "bucket",
+        [_, _, "region"] => "region",
+        [_, _, "rootdirectory"] => "prefix",
+        [_, _, "accesskey"] => "access_key",
+        [_, _, "secretkey"] => "secret_key",
+        [_, _, "storageclass"] => "storage_class",
+        _ => return to.error(&leaf.path(), "is unknown here: the key above it is a text"),
+    };
+    set_text(to, leaf, &["storage", "s3", ours], |text| text);
+}
+
+fn s3_endpoint(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    // Without a scheme it is what `secure` says, which is true if nothing is said.
+    let scheme = if to.is_false("storage.s3.secure") {
+        "http"
+    } else {
+        "https"
+    };
+    set_text(to, leaf, &["storage", "s3", "endpoint"], |text| {
+        if text.contains("://") {
+            text
+        } else {
+            format!("{scheme}://{text}")
+        }
+    });
+    // distribution does so in front of every endpoint but Amazon's own.
+    if !to.has("storage.s3.forcepathstyle") {
+        to.set(&["storage", "s3", "path_style"], true.into(), &leaf.path());
+    }
+}
+
+fn s3_path_style(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.boolean() {
+        Some(path) => to.set(&["storage", "s3", "path_style"], path.into(), &leaf.path()),
+        None => not_boolean(to, leaf),
+    }
+}
+
+fn s3_encrypt(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.boolean() {
+        Some(true) => {
+            let sse = if to.has("storage.s3.keyid") {
+                "aws:kms"
+            } else {
+                "AES256"
+            };
+            to.set(
+                &["storage", "s3", "encryption", "sse"],
+                sse.into(),
+                &leaf.path(),
+            );
+        }
+        Some(false) => {}
+        None => not_boolean(to, leaf),
+    }
+}
+
+fn s3_key(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    if to.is_true("storage.s3.encrypt") {
+        let ours = ["storage", "s3", "encryption", "kms_key"];
+        set_text(to, leaf, &ours, |text| text);
+    } else {
+        to.warn(
+            &leaf.path(),
+            "not used without storage.s3.encrypt, by registry:2 neither",
+        );
+    }
+}
+
+fn s3_secure(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.boolean() {
+        Some(false) if !to.has("storage.s3.regionendpoint") => to.error(
+            &leaf.path(),
+            "false without regionendpoint: Amazon is asked by https only",
+        ),
+        Some(_) => {}
+        None => not_boolean(to, leaf),
+    }
+}
+
+fn not_boolean(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    let message = format!("{} is neither true nor false", shown(leaf));
+    to.error(&leaf.path(), message);
 }
 
 fn http_address(to: &mut Translation<'_>, leaf: &Leaf<'_>) {

@@ -1,0 +1,399 @@
+//! The store in S3: distribution's layout in a bucket, as registry:2 and registry:3 write it.
+//!
+//! - [`Bucket`] only reads: it has no method that could change anything, and needs no rights but
+//!   `s3:GetObject` and `s3:ListBucket`. [`Writer`] is a bucket that can be written as well.
+//! - A blob is a [`BlobStream`] of parallel ranged requests (`ranges`); lists descend with a
+//!   delimiter (`list`); what is written is seen by nobody before it is whole (`writer`).
+//! - `client` finds region and credentials, `error` makes sense of what S3 answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::Value;
+
+mod client;
+mod credentials;
+mod error;
+mod list;
+mod multipart;
+mod ranges;
+mod width;
+mod writer;
+
+pub use error::BucketError;
+pub use ranges::{BlobStream, Limits};
+pub use writer::Writer;
+
+use client::Clients;
+use error::{Asker, Refusal};
+use ranges::Ranges;
+
+use super::layout::{self, Prefix, Repository};
+use crate::config::S3Settings;
+use crate::oci::{Digest, MANIFEST_LIMIT, Manifest, Tag};
+
+/// The largest `link` that is read, in bytes: a sha512 digest has 135.
+const LINK_LIMIT: usize = 1024;
+/// The largest descriptor of a referrer that is read, in bytes.
+const DESCRIPTOR_LIMIT: usize = 256 * 1024;
+/// The most referrers of one manifest that are listed.
+const REFERRERS_LIMIT: usize = 10_000;
+/// Small requests that one call has under way at the same time.
+const AT_ONCE: usize = 32;
+/// Attempts at a small object whose body breaks off.
+const ATTEMPTS: u32 = 4;
+
+/// The version of an object, by which a later request finds out whether it is still the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ETag(String);
+
+/// What a tag points to, in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagLink {
+    /// The manifest.
+    pub digest: Digest,
+    /// The version of the tag itself.
+    pub etag: ETag,
+}
+
+/// What has become of a tag since it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tagged {
+    /// It is what it was.
+    Unchanged,
+    /// It is this now.
+    Changed(TagLink),
+    /// It is gone.
+    Absent,
+}
+
+/// A bucket to read from. Cheap to clone; clones share connections, credentials and memory.
+#[derive(Debug, Clone)]
+pub struct Bucket(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clients: Clients,
+    asker: Asker,
+    prefix: Prefix,
+    ranges: Arc<Ranges>,
+    /// Whether the log says already that 403 is taken for "not there".
+    hidden_said: AtomicBool,
+    /// Whether anything could be read: then it is not `s3:GetObject` that is missing.
+    has_read: AtomicBool,
+}
+
+/// A small object.
+enum Fetched {
+    Absent,
+    Unchanged,
+    Found { bytes: Bytes, etag: ETag },
+}
+
+impl Bucket {
+    /// Finds region and credentials for a bucket. Whether the bucket itself is there, and may be
+    /// read, is seen at the first request, so that an agent starts without S3.
+    pub async fn open(settings: &S3Settings, limits: Limits) -> Result<Self, BucketError> {
+        let clients = client::connect(settings).await?;
+        let asker = Asker {
+            bucket: settings.bucket.clone(),
+            region: clients.region.clone(),
+        };
+        Ok(Self(Arc::new(Inner {
+            clients,
+            asker,
+            prefix: Prefix::new(&settings.prefix),
+            ranges: Arc::new(Ranges::new(limits)),
+            hidden_said: AtomicBool::new(false),
+            has_read: AtomicBool::new(false),
+        })))
+    }
+
+    /// The bucket's name.
+    pub fn name(&self) -> &str {
+        &self.0.asker.bucket
+    }
+
+    /// Whether the bucket can be read at all: that an empty one can is enough.
+    pub async fn probe(&self) -> Result<(), BucketError> {
+        self.list(&layout::repositories(), Some(1), None).await?;
+        Ok(())
+    }
+
+    /// Which manifest a tag is.
+    pub async fn tag(&self, of: &Repository, tag: &Tag) -> Result<Option<TagLink>, BucketError> {
+        match self.read_tag(of, tag, None).await? {
+            Tagged::Changed(link) => Ok(Some(link)),
+            Tagged::Absent | Tagged::Unchanged => Ok(None),
+        }
+    }
+
+    /// Whether a tag is still what it was when it was read (`If-None-Match`).
+    pub async fn revalidate_tag(
+        &self,
+        of: &Repository,
+        tag: &Tag,
+        known: &ETag,
+    ) -> Result<Tagged, BucketError> {
+        self.read_tag(of, tag, Some(known)).await
+    }
+
+    async fn read_tag(
+        &self,
+        of: &Repository,
+        tag: &Tag,
+        known: Option<&ETag>,
+    ) -> Result<Tagged, BucketError> {
+        let path = layout::tag_link(of, tag);
+        Ok(match self.fetch(&path, LINK_LIMIT, known).await? {
+            Fetched::Absent => Tagged::Absent,
+            Fetched::Unchanged => Tagged::Unchanged,
+            Fetched::Found { bytes, etag } => Tagged::Changed(TagLink {
+                digest: self.digest(&path, &bytes)?,
+                etag,
+            }),
+        })
+    }
+
+    /// The digest that a link holds.
+    fn digest(&self, path: &str, bytes: &[u8]) -> Result<Digest, BucketError> {
+        let text = std::str::from_utf8(bytes).ok();
+        text.and_then(|text| text.trim_ascii().parse().ok())
+            .ok_or_else(|| self.wrong(path, "is a link without a digest"))
+    }
+
+    fn wrong(&self, path: &str, reason: impl Into<String>) -> BucketError {
+        BucketError::Wrong {
+            key: self.0.prefix.key(path),
+            reason: reason.into(),
+        }
+    }
+
+    async fn is_linked(&self, path: &str, to: &Digest) -> Result<bool, BucketError> {
+        Ok(match self.fetch(path, LINK_LIMIT, None).await? {
+            Fetched::Found { bytes, .. } => self.digest(path, &bytes)? == *to,
+            Fetched::Absent | Fetched::Unchanged => false,
+        })
+    }
+
+    /// Whether a repository is known to have a blob.
+    pub async fn has_link(&self, of: &Repository, digest: &Digest) -> Result<bool, BucketError> {
+        self.is_linked(&layout::layer_link(of, digest), digest)
+            .await
+    }
+
+    /// Whether a repository is known to have a manifest.
+    pub async fn has_revision(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, BucketError> {
+        let path = layout::revision_link(of, digest);
+        self.is_linked(&path, digest).await
+    }
+
+    /// Reads a manifest of a repository. Its link and its bytes are asked for at the same time.
+    pub async fn manifest(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Manifest>>, BucketError> {
+        let path = layout::blob(digest);
+        let linked = self.has_revision(of, digest);
+        let bytes = self.fetch(&path, MANIFEST_LIMIT, None);
+        let (true, Fetched::Found { bytes, .. }) = tokio::try_join!(linked, bytes)? else {
+            return Ok(None);
+        };
+        if Digest::of(digest.algorithm(), &bytes) != *digest {
+            return Err(self.wrong(&path, "is not what its digest says"));
+        }
+        let manifest = Manifest::parse(bytes, digest.clone());
+        let manifest = manifest.map_err(|error| self.wrong(&path, format!("is {error}")))?;
+        Ok(Some(Arc::new(manifest)))
+    }
+
+    /// The size of a blob in bytes, whoever's it is.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, BucketError> {
+        let key = self.0.prefix.key(&layout::blob(digest));
+        self.size(&key).await
+    }
+
+    async fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
+        let request = self.0.clients.small.head_object();
+        let answer = request.bucket(self.name()).key(key).send().await;
+        let what = format!("HEAD {key}");
+        match answer {
+            Ok(head) => {
+                self.0.has_read.store(true, Ordering::Relaxed);
+                let size = head
+                    .content_length()
+                    .and_then(|size| u64::try_from(size).ok());
+                let size = size.ok_or_else(|| BucketError::Wrong {
+                    key: key.to_owned(),
+                    reason: "has no size".to_owned(),
+                })?;
+                Ok(Some(size))
+            }
+            Err(error) => {
+                self.absent(&what, &error)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The bytes of a blob from `offset` on, whoever's it is; `None` if it is not there. Returns
+    /// when the first byte is there.
+    pub async fn blob(
+        &self,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<BlobStream>, BucketError> {
+        let key = self.0.prefix.key(&layout::blob(digest));
+        ranges::open(self, key, offset).await
+    }
+
+    /// What refers to a manifest of a repository: descriptors, in the order of their digests.
+    pub async fn referrers(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Vec<Value>, BucketError> {
+        let folder = layout::referrers_to(of, digest);
+        let paths = self.files(&folder, REFERRERS_LIMIT).await?;
+        let descriptors = stream::iter(paths.into_iter().map(async |path| {
+            match self.fetch(&path, DESCRIPTOR_LIMIT, None).await? {
+                // It was removed meanwhile.
+                Fetched::Absent | Fetched::Unchanged => Ok(None),
+                Fetched::Found { bytes, .. } => match serde_json::from_slice::<Value>(&bytes) {
+                    Ok(descriptor) => Ok(Some(descriptor)),
+                    Err(_) => Err(self.wrong(&path, "is no descriptor")),
+                },
+            }
+        }));
+        let found: Vec<Option<Value>> = descriptors.buffered(AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Reads an object of at most `limit` bytes, again from its start where it breaks off.
+    async fn fetch(
+        &self,
+        path: &str,
+        limit: usize,
+        known: Option<&ETag>,
+    ) -> Result<Fetched, BucketError> {
+        let key = self.0.prefix.key(path);
+        let mut failures = 0;
+        loop {
+            match self.fetch_once(&key, limit, known).await {
+                Err(error @ (BucketError::Transport { .. } | BucketError::Timeout { .. })) => {
+                    failures += 1;
+                    if failures == ATTEMPTS {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "an object is read once more: {error}");
+                    tokio::time::sleep(pause(failures)).await;
+                }
+                fetched => return fetched,
+            }
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        key: &str,
+        limit: usize,
+        known: Option<&ETag>,
+    ) -> Result<Fetched, BucketError> {
+        let request = self.0.clients.small.get_object();
+        let request = request.bucket(self.name()).key(key);
+        let request = request.set_if_none_match(known.map(|etag| etag.0.clone()));
+        let what = format!("GET {key}");
+        let mut object = match request.send().await {
+            Ok(object) => object,
+            Err(error) => {
+                return match self.0.asker.refusal(&what, &error) {
+                    Refusal::Unchanged => Ok(Fetched::Unchanged),
+                    refusal => {
+                        self.absence(&what, refusal)?;
+                        Ok(Fetched::Absent)
+                    }
+                };
+            }
+        };
+        self.0.has_read.store(true, Ordering::Relaxed);
+        let mut bytes = BytesMut::new();
+        loop {
+            let next = tokio::time::timeout(ranges::PATIENCE, object.body.next()).await;
+            match next {
+                Err(_) => return Err(BucketError::Timeout { what }),
+                Ok(None) => break,
+                Ok(Some(Err(error))) => {
+                    let error = error.to_string();
+                    return Err(BucketError::Transport { what, error });
+                }
+                Ok(Some(Ok(piece))) if bytes.len() + piece.len() > limit => {
+                    return Err(BucketError::Wrong {
+                        key: key.to_owned(),
+                        reason: format!("has more than {limit} bytes"),
+                    });
+                }
+                Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
+            }
+        }
+        Ok(Fetched::Found {
+            bytes: bytes.freeze(),
+            etag: ETag(object.e_tag.unwrap_or_default()),
+        })
+    }
+
+    /// Takes an answer for "not there", or for an error.
+    fn absent<E>(&self, what: &str, error: &SdkError<E, HttpResponse>) -> Result<(), BucketError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.absence(what, self.0.asker.refusal(what, error))
+    }
+
+    fn absence(&self, what: &str, refusal: Refusal) -> Result<(), BucketError> {
+        match refusal {
+            Refusal::Absent => Ok(()),
+            Refusal::Hidden => {
+                self.say_hidden(what);
+                Ok(())
+            }
+            refusal => Err(self.0.asker.error(what, "s3:GetObject", refusal)),
+        }
+    }
+
+    /// Says once that 403 is taken for "not there", and what would make it a 404.
+    fn say_hidden(&self, what: &str) {
+        if self.0.hidden_said.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let bucket = self.name();
+        let rights = if self.0.has_read.load(Ordering::Relaxed) {
+            format!("s3:ListBucket on arn:aws:s3:::{bucket}")
+        } else {
+            format!(
+                "s3:ListBucket on arn:aws:s3:::{bucket}, or s3:GetObject on arn:aws:s3:::{bucket}/{}*",
+                self.0.prefix.as_str()
+            )
+        };
+        tracing::warn!(
+            bucket,
+            "S3 answered {what} with 403, as it does for a key that is not there where the role may \
+             not list: it is taken for not there. The role lacks {rights}"
+        );
+    }
+}
+
+/// How long to wait after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    let longest = Duration::from_millis(50) * 2u32.pow(failures.min(6));
+    longest.mul_f32(fastrand::f32())
+}

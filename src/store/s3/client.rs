@@ -1,0 +1,149 @@
+//! The AWS clients of one bucket: one pool of connections, one set of credentials.
+
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+
+use super::credentials::Ahead;
+use super::error::BucketError;
+use crate::config::S3Settings;
+
+/// To accept a connection. S3 does so in a few milliseconds.
+const CONNECT: Duration = Duration::from_secs(3);
+/// From a request to the head of its answer.
+const READ: Duration = Duration::from_secs(10);
+/// For one attempt at a request whose answer is small.
+const ATTEMPT: Duration = Duration::from_secs(12);
+/// For such a request with all its attempts.
+const OPERATION: Duration = Duration::from_secs(40);
+/// For a request that sends a part: 16 MiB at 140 kB/s.
+const SENDING: Duration = Duration::from_mins(2);
+/// For a part with all its attempts.
+const SENDING_OPERATION: Duration = Duration::from_mins(6);
+/// Idle connections are given back before S3 closes them.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// The clients, which share everything but their patience.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    /// For requests with small answers: the SDK repeats what failed.
+    pub(super) small: Client,
+    /// For pieces of blobs, which are repeated from the byte that was reached.
+    pub(super) pieces: Client,
+    /// For bodies that are sent.
+    pub(super) sending: Client,
+    /// Whose bodies need no signature of their own, since TLS protects them.
+    pub(super) unsigned: bool,
+    /// Where the requests go.
+    pub(super) region: String,
+}
+
+/// A single HTTP client for all requests, with rustls and ring.
+fn http() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
+        .pool_idle_timeout(IDLE)
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https()
+}
+
+/// Finds out what the configuration leaves to the host: region, credentials, endpoint.
+pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketError> {
+    let version = BehaviorVersion::v2026_01_12();
+    let mut defaults = aws_config::defaults(version).http_client(http());
+    if let Some(region) = &settings.region {
+        defaults = defaults.region(Region::new(region.clone()));
+    }
+    let shared = defaults.load().await;
+    let region = match (shared.region(), &settings.endpoint) {
+        (Some(region), _) => region.clone(),
+        // A store that is not Amazon's has no regions; the signature needs a name of one.
+        (None, Some(_)) => Region::from_static("us-east-1"),
+        (None, None) => return Err(BucketError::NoRegion(settings.bucket.clone())),
+    };
+    let chain = match &settings.keys {
+        Some(keys) => {
+            let (id, secret) = (keys.id.clone(), keys.secret.reveal());
+            let fixed = Credentials::new(id, secret, None, None, "storage.s3.secret_key");
+            SharedCredentialsProvider::new(fixed)
+        }
+        None => shared
+            .credentials_provider()
+            .ok_or_else(|| BucketError::NoCredentials {
+                bucket: settings.bucket.clone(),
+                reason: "the chain is empty".to_owned(),
+            })?,
+    };
+    let mut config = aws_sdk_s3::config::Builder::from(&shared)
+        .region(region.clone())
+        .credentials_provider(Ahead::new(chain))
+        // `Ahead` is the cache.
+        .identity_cache(IdentityCache::no_cache())
+        .force_path_style(settings.path_style)
+        // What is read is checked against its digest.
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(4)
+                .with_initial_backoff(Duration::from_millis(100))
+                .with_max_backoff(Duration::from_secs(2)),
+        )
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT)
+                .read_timeout(READ)
+                .operation_attempt_timeout(ATTEMPT)
+                .operation_timeout(OPERATION)
+                .build(),
+        );
+    let mut secure = true;
+    if let Some(endpoint) = &settings.endpoint {
+        secure = endpoint.scheme() == "https";
+        config = config
+            .endpoint_url(endpoint.as_str().trim_end_matches('/'))
+            // Many stores that speak S3 don't know Amazon's newer checksums.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
+    } else if let Some(endpoint) = shared.endpoint_url() {
+        secure = endpoint.starts_with("https:");
+    }
+    let config = config.build();
+    let pieces = config
+        .to_builder()
+        .retry_config(RetryConfig::disabled())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT)
+                .read_timeout(READ)
+                .operation_attempt_timeout(ATTEMPT)
+                .build(),
+        )
+        .build();
+    let sending = config
+        .to_builder()
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT)
+                .read_timeout(SENDING)
+                .operation_attempt_timeout(SENDING)
+                .operation_timeout(SENDING_OPERATION)
+                .build(),
+        )
+        .build();
+    Ok(Clients {
+        small: Client::from_conf(config),
+        pieces: Client::from_conf(pieces),
+        sending: Client::from_conf(sending),
+        unsigned: secure,
+        region: region.to_string(),
+    })
+}

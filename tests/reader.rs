@@ -1,0 +1,231 @@
+//! A reader: the agent in front of a bucket that it only reads, behind a disk cache.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
+#[path = "support/s3.rs"]
+mod server;
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use server::{ACCESS_KEY, BUCKET, Fault, S3, SECRET_KEY};
+use support::agent::{Agent, Setup};
+use support::image::{Image, KIB, MIB};
+use tokio::runtime::Runtime;
+
+/// A server with a runtime of its own: the tests block.
+struct Cloud {
+    s3: S3,
+    _runtime: Runtime,
+}
+
+impl Cloud {
+    fn start() -> Self {
+        let runtime = Runtime::new().unwrap();
+        Self {
+            s3: runtime.block_on(S3::start()),
+            _runtime: runtime,
+        }
+    }
+
+    /// Lays an image down as registry:2 does.
+    fn push(&self, name: &str, tag: &str, image: &Image) {
+        let v2 = "docker/registry/v2";
+        let repository = format!("{v2}/repositories/{name}");
+        let split = |digest: &str| digest.split_once(':').unwrap().1.to_owned();
+        let manifest = &image.manifest.blob;
+        for blob in image.blobs().chain([manifest]) {
+            let hex = split(&blob.digest);
+            let data = format!("{v2}/blobs/sha256/{}/{hex}/data", &hex[..2]);
+            self.s3.lay(&data, &blob.bytes);
+        }
+        for blob in image.blobs() {
+            let link = format!("{repository}/_layers/sha256/{}/link", split(&blob.digest));
+            self.s3.lay(&link, blob.digest.as_bytes());
+        }
+        let hex = split(image.digest());
+        for link in [
+            format!("revisions/sha256/{hex}/link"),
+            format!("tags/{tag}/index/sha256/{hex}/link"),
+            format!("tags/{tag}/current/link"),
+        ] {
+            let link = format!("{repository}/_manifests/{link}");
+            self.s3.lay(&link, image.digest().as_bytes());
+        }
+    }
+
+    /// A reader of the bucket.
+    fn reader(&self) -> Setup {
+        let setup = Setup::new();
+        let cache = setup.folder().join("store");
+        let storage = json!({
+            "s3": {
+                "bucket": BUCKET,
+                "region": "us-east-1",
+                "endpoint": format!("http://{}", self.s3.address),
+                "path_style": true,
+            },
+            "cache": { "root": cache, "limit": "100%" },
+        });
+        setup
+            .set("role", "reader")
+            .set("upstreams", Value::Null)
+            .set("storage", storage)
+            // The standard chain, by its first link.
+            .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .environment("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .environment("AWS_EC2_METADATA_DISABLED", "true")
+    }
+}
+
+fn blob(name: &str, image: &Image) -> String {
+    format!("/v2/{name}/blobs/{}", image.layer().digest)
+}
+
+#[test]
+fn a_bucket_of_registry_2_is_served_as_it_is_and_nothing_is_written() {
+    let cloud = Cloud::start();
+    let image = Image::new(1, &[3 * MIB, 20 * MIB]);
+    let other = Image::small(2);
+    cloud.push("team/app", "1.0", &image);
+    cloud.push("busybox", "latest", &other);
+    let before = cloud.s3.keys();
+    let agent = cloud.reader().start();
+    agent.pull("team/app", "1.0", &image);
+    agent.pull("busybox", "latest", &other);
+    let tags = agent.get("/v2/team/app/tags/list").json();
+    assert_eq!(tags["tags"], json!(["1.0"]));
+    let catalog = agent.get("/v2/_catalog").json();
+    assert_eq!(catalog["repositories"], json!(["busybox", "team/app"]));
+    // Each is its own repository's.
+    assert_eq!(agent.get(&blob("busybox", &image)).status, 404);
+    assert_eq!(agent.get("/v2/team/none/manifests/1.0").status, 404);
+    assert_eq!(agent.get("/v2/team/none/tags/list").status, 404);
+    let operations: BTreeSet<String> = cloud.s3.front.take().into_keys().collect();
+    let reads = ["GET", "HEAD", "LIST"].map(str::to_owned);
+    assert!(
+        operations.iter().all(|it| reads.contains(it)),
+        "{operations:?}"
+    );
+    assert_eq!(cloud.s3.keys(), before);
+    assert!(!agent.log().contains(SECRET_KEY), "a secret is in the log");
+}
+
+#[test]
+fn a_cold_small_blob_costs_one_round_trip() {
+    let cloud = Cloud::start();
+    let image = Image::new(1, &[10 * KIB]);
+    cloud.push("team/app", "1.0", &image);
+    let config = format!("/v2/team/app/blobs/{}", image.config.digest);
+    let agent = cloud.reader().start();
+    agent.get(&config).assert_is(&image.config.bytes);
+    // The link and the data,
+    let asked: BTreeSet<String> = cloud
+        .s3
+        .front
+        .asked()
+        .into_iter()
+        .map(|it| it.key)
+        .collect();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    // at the same time. So slow an S3 that the data are asked for twice.
+    let latency = Duration::from_secs(1);
+    cloud.s3.front.latency(latency);
+    let begun = Instant::now();
+    let reply = agent.get(&blob("team/app", &image));
+    let took = begun.elapsed();
+    reply.assert_is(&image.layer().bytes);
+    assert!(took < 2 * latency, "{took:?}");
+}
+
+#[test]
+fn a_crowd_is_one_download() {
+    let cloud = Cloud::start();
+    let image = Image::new(1, &[24 * MIB]);
+    cloud.push("team/app", "1.0", &image);
+    let agent = cloud.reader().start();
+    cloud.s3.front.latency(Duration::from_millis(50));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let reply = agent.get(&blob("team/app", &image));
+                reply.assert_is(&image.layer().bytes);
+            });
+        }
+    });
+    let asked = cloud.s3.front.asked();
+    let data = asked.iter().filter(|it| it.key.ends_with("/data"));
+    let ranges: Vec<&str> = data.filter_map(|it| it.range.as_deref()).collect();
+    // Once for all of them; a part that takes unusually long may be asked for a second time.
+    let distinct: BTreeSet<&str> = ranges.iter().copied().collect();
+    assert_eq!(distinct.len(), 3, "{ranges:?}");
+    assert!(ranges.len() <= 2 * distinct.len(), "{ranges:?}");
+}
+
+#[test]
+fn a_tag_is_asked_for_by_its_version_and_a_moved_one_is_seen() {
+    let cloud = Cloud::start();
+    let (old, new) = (Image::small(1), Image::small(2));
+    cloud.push("team/app", "latest", &old);
+    let agent = cloud.reader().set("freshness.window", "0s").start();
+    agent.pull("team/app", "latest", &old);
+    cloud.s3.front.take();
+    agent.pull("team/app", "latest", &old);
+    let asked = cloud.s3.front.asked();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert!(asked[0].headers.contains_key("if-none-match"));
+    cloud.push("team/app", "latest", &new);
+    agent.pull("team/app", "latest", &new);
+    agent.pull("team/app", old.digest(), &old);
+}
+
+#[test]
+fn what_is_cached_is_served_while_s3_is_in_trouble() {
+    let cloud = Cloud::start();
+    let image = Image::small(1);
+    cloud.push("team/app", "latest", &image);
+    let mut agent = cloud.reader().set("freshness.window", "0s").start();
+    agent.pull("team/app", "latest", &image);
+    for fault in [Fault::SlowDown, Fault::Hang, Fault::Status(403)] {
+        cloud.s3.front.plan(move |_| Some(fault));
+        // 403 is what S3 says of a key that is not there: then the tag is gone.
+        if fault != Fault::Status(403) {
+            agent.pull("team/app", "latest", &image);
+        }
+        agent.pull("team/app", image.digest(), &image);
+        assert_eq!(agent.admin().get("/readyz").status, 200, "{fault:?}");
+    }
+    // Also after a restart, with no S3 at all.
+    agent.kill();
+    drop(cloud);
+    agent.start_again();
+    agent.wait_until_ready();
+    agent.pull("team/app", image.digest(), &image);
+    let reply = agent.get("/v2/team/app/manifests/latest");
+    assert_eq!(reply.status, 200);
+    assert!(
+        reply.header("warning").is_some(),
+        "it is not said to be stale"
+    );
+}
+
+#[test]
+fn an_agent_starts_without_s3_and_says_what_is_missing() {
+    let cloud = Cloud::start();
+    let image = Image::small(1);
+    cloud.push("team/app", "latest", &image);
+    let setup = cloud.reader();
+    let agent: Agent = setup.environment("AWS_ACCESS_KEY_ID", "").start();
+    let reply = agent.get("/v2/team/app/manifests/latest");
+    assert!(reply.status >= 500, "{}", reply.status);
+    assert!(
+        agent.log().contains("no AWS credentials"),
+        "{}",
+        agent.log()
+    );
+}
