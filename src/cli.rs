@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{AdminAddress, Sources};
 use crate::host::live::{LiveError, ThisHost};
@@ -106,15 +106,9 @@ enum Verb {
     Uninstall,
     /// Print something made from this binary
     Generate {
-        #[arg(value_enum)]
-        what: Generated,
+        #[command(subcommand)]
+        what: generate::Generated,
     },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Generated {
-    /// The JSON Schema of the configuration file, for editors
-    Schema,
 }
 
 #[derive(Debug, Args)]
@@ -202,9 +196,7 @@ pub fn main() -> ExitCode {
         Verb::Uninstall => on_this_host(Sources::from_process(None, None), async |host| {
             install::uninstall(host).await
         }),
-        Verb::Generate {
-            what: Generated::Schema,
-        } => generate::schema(),
+        Verb::Generate { what } => generate::generate(&what),
     }
 }
 
