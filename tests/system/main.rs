@@ -3,13 +3,16 @@
 
 mod control;
 mod harness;
+mod image;
 mod install;
 mod interruptions;
 mod layout;
 mod outage;
+mod packages;
 mod private;
 mod pull;
 mod registries;
 mod service;
 mod units;
+mod user_data;
 mod wiring;
