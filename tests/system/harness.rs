@@ -22,6 +22,7 @@ pub mod engines;
 pub mod host;
 pub mod hub;
 pub mod image;
+pub mod metadata;
 pub mod network;
 pub mod package;
 pub mod poll;

@@ -257,6 +257,33 @@ fn other_addresses_close_and_open_the_socket_and_other_units_only_restart() {
 }
 
 #[test]
+fn a_socket_that_was_opened_before_the_agent_is_opened_anew_where_it_has_to_be() {
+    let (root, manager) = host();
+    let install = |text| {
+        let settings = settings(text);
+        run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
+        manager.calls()
+    };
+    install("role: mirror\n");
+    // As at a boot with another configuration than the last one's.
+    for state in ["inactive", "activating"] {
+        manager.set(&[AGENT, HOST], |unit| unit.active_state = state.to_owned());
+        let calls = install(&format!("listen: 127.0.0.1:500{}\n", state.len()));
+        let opened = calls
+            .iter()
+            .position(|call| call == "start registry-agent.socket");
+        let closed = calls
+            .iter()
+            .position(|call| call == "stop registry-agent.socket");
+        assert!(closed.is_some() && closed < opened, "{state}: {calls:?}");
+        assert!(
+            calls.contains(&"start registry-agent.service".to_owned()),
+            "{calls:?}"
+        );
+    }
+}
+
+#[test]
 fn a_newer_binary_is_started_and_edited_units_are_read_again() {
     let (root, manager) = host();
     let settings = settings("role: mirror\n");
