@@ -139,18 +139,18 @@ impl Own {
         if let Some((before, servers)) = &*servers
             && *before == said
         {
-            return Ok(Known::Ask(servers.clone()));
+            return Ok(Known::Ask(Box::new(servers.clone())));
         }
         let new = ask_by(&said, self.port)
             .map_err(|error| about(&self.resolv_conf, &io::Error::other(error)))?;
         *servers = Some((said, new.clone()));
-        Ok(Known::Ask(new))
+        Ok(Known::Ask(Box::new(new)))
     }
 }
 
 enum Known {
     Here(Vec<IpAddr>),
-    Ask(TokioResolver),
+    Ask(Box<TokioResolver>),
 }
 
 fn ask_by(resolv_conf: &[u8], port: u16) -> Result<TokioResolver, NetError> {
@@ -217,6 +217,13 @@ mod tests {
 
     use super::*;
 
+    /// A file of a test's own.
+    fn write(path: &Path, text: &str) {
+        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        file.persist(path).unwrap();
+    }
+
     async fn lookup(resolver: &Resolver, name: &str) -> io::Result<Vec<IpAddr>> {
         let found = resolver.clone().call(Name::from_str(name).unwrap()).await?;
         Ok(found.map(|address| address.ip()).collect())
@@ -254,11 +261,11 @@ not-an-address app
         let error = lookup(&resolver, "one.test").await.unwrap_err();
         assert!(error.to_string().contains("resolv.conf"), "{error}");
 
-        std::fs::write(&hosts, "192.0.2.1 one.test\n").unwrap();
+        write(&hosts, "192.0.2.1 one.test\n");
         let one: IpAddr = "192.0.2.1".parse().unwrap();
         assert_eq!(lookup(&resolver, "one.test").await.unwrap(), [one]);
 
-        std::fs::write(&conf, "# none\n").unwrap();
+        write(&conf, "# none\n");
         let error = lookup(&resolver, "two.test").await.unwrap_err();
         assert!(error.to_string().contains("resolv.conf"), "{error}");
     }
@@ -294,7 +301,7 @@ not-an-address app
         tokio::spawn(name_server(socket, address));
         let folder = tempfile::tempdir().unwrap();
         let conf = folder.path().join("resolv.conf");
-        std::fs::write(&conf, "nameserver 127.0.0.1\n").unwrap();
+        write(&conf, "nameserver 127.0.0.1\n");
         let resolver = Resolver::own_at(&folder.path().join("none"), &conf, port);
         assert_eq!(lookup(&resolver, "any.test").await.unwrap(), [address]);
     }

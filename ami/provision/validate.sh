@@ -76,7 +76,9 @@ for unit in registry-agent.socket registry-agent.service registry-agent-host.ser
     [ -f "$root/usr/lib/systemd/system/$unit" ] || problem "$unit is not there"
 done
 
-if ! said=$(inside /usr/bin/registry-agent check 2>&1); then
+# With the folders that its unit will give it.
+if ! said=$(inside env STATE_DIRECTORY=/var/lib/registry-agent \
+    RUNTIME_DIRECTORY=/run/registry-agent /usr/bin/registry-agent check 2>&1); then
     problem "registry-agent check: $said"
 fi
 

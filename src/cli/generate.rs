@@ -16,7 +16,7 @@ pub(super) enum Generated {
     /// The JSON Schema of the configuration file, for editors
     Schema,
     /// User-data for an instance of an image that has registry-agent in it
-    CloudInit(cloud_init::Wanted),
+    CloudInit(Box<cloud_init::Wanted>),
     /// The manual page, in roff: `registry-agent generate man | man -l -`
     Man,
     /// What a shell needs to complete this command
@@ -112,7 +112,7 @@ fn verbs(page: &mut Vec<u8>, command: &Command, above: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A text as roff prints it: groff_char(7), roff(7).
+/// A text as roff prints it: `groff_char(7)`, `roff(7)`.
 fn roff(text: &str) -> String {
     let escaped = text.replace('\\', "\\e").replace('-', "\\-");
     let lines = escaped.lines().map(|line| {

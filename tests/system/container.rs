@@ -122,7 +122,10 @@ fn serves_as_the_file_says(file: &str, case: &str, folder: &str, config: &str, d
             if state.stdout.trim() == "healthy" {
                 Ok(())
             } else {
-                Err((state, host.try_run(&["docker", "logs", "mirror"])))
+                Err(format!(
+                    "{state}{}",
+                    host.try_run(&["docker", "logs", "mirror"])
+                ))
             }
         });
     };

@@ -98,6 +98,12 @@ fn bake(scratch: &Scratch, roots: &Path) -> String {
         "-c",
         &format!("echo '/dev/vda / ext4 defaults 0 1' >{root}/etc/fstab"),
     ]);
+    // A minimal root has no locales to make one of, which Debian's own cloud images have.
+    command::run(&[
+        "sh",
+        "-c",
+        &format!("echo 'locale: false' >{root}/etc/cloud/cloud.cfg.d/90-test.cfg"),
+    ]);
     let inside = |argv: &[&str]| {
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let enter = [
@@ -163,6 +169,8 @@ fn boot(scratch: &Scratch, roots: &Path, disk: &str, metadata: &Metadata) -> Mac
             "max",
         ])
         .args([
+            "-vga",
+            "none",
             "-smp",
             "2",
             "-m",

@@ -1,4 +1,4 @@
-//! The examples in cloud-init/ and what `generate cloud-init` prints, by the real cloud-init's
+//! The examples in cloud-init/, what `generate cloud-init` prints, and the stack's own, by the real cloud-init's
 //! schema and by `registry-agent check`.
 
 use std::fs;
@@ -19,6 +19,8 @@ struct Case {
 }
 
 const BUCKET: &[&str] = &["storage.s3", "role"];
+const BALANCED: &[&str] = &["fleet.autoscaling"];
+const RECORDS: &[&str] = &["fleet.autoscaling", "fleet.dns.route53"];
 
 fn examples() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cloud-init");
@@ -70,6 +72,34 @@ fn generated() -> Vec<Case> {
     cases.into()
 }
 
+/// The user-data of the stack's instances, behind a load balancer and without, as `CloudFormation`
+/// fills it in.
+fn stack() -> Vec<Case> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("ami/stack.yaml");
+    let text = fs::read_to_string(file).expect("the stack");
+    let blocks = text.split("- !Sub |\n").skip(1).map(|block| {
+        let indent = block.len() - block.trim_start().len();
+        let inside = |line: &&str| line.len() - line.trim_start().len() >= indent;
+        let lines = block.lines().take_while(inside);
+        let lines: Vec<&str> = lines.map(|line| &line[indent..]).collect();
+        let text = lines.join("\n") + "\n";
+        text.replace("${AWS::StackName}", "mirrors")
+            .replace("${Zone}", "Z0123456789ABCDEFGHIJ")
+            .replace(
+                "${RecordName}.${ZoneName}",
+                "docker-mirror.registry.internal",
+            )
+    });
+    let cases = blocks.zip([BALANCED, RECORDS]).map(|(text, not_yet)| Case {
+        name: format!("the stack's, with {}", not_yet.join(" and ")),
+        text,
+        not_yet,
+    });
+    let cases: Vec<Case> = cases.collect();
+    assert_eq!(cases.len(), 2, "the stack's user-data was not found");
+    cases
+}
+
 /// The configuration that user-data has cloud-init write.
 fn configuration(user_data: &str) -> String {
     let read: Value = serde_yaml::from_str(user_data).expect("user-data is YAML");
@@ -97,7 +127,7 @@ fn all_user_data_passes_cloud_inits_schema_and_the_agents_check() {
         name,
         text,
         not_yet,
-    } in examples().into_iter().chain(generated())
+    } in [examples(), generated(), stack()].into_iter().flatten()
     {
         let valid = schema(&text);
         assert!(valid.succeeded(), "{name}: {valid}");

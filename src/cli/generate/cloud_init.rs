@@ -149,10 +149,10 @@ fn configuration(wanted: &Wanted) -> String {
         lines.push("storage:".to_owned());
     }
     if let Some(bucket) = &wanted.bucket {
-        let region = wanted.region.iter();
-        let region: String = region
-            .map(|region| format!(", region: {}", quoted(region)))
-            .collect();
+        let region = match &wanted.region {
+            Some(region) => format!(", region: {}", quoted(region)),
+            None => String::new(),
+        };
         lines.push(format!("  s3: {{ bucket: {}{region} }}", quoted(bucket)));
     }
     if let Some(limit) = &wanted.cache_limit {

@@ -259,7 +259,7 @@ fn other_addresses_close_and_open_the_socket_and_other_units_only_restart() {
 #[test]
 fn a_socket_that_was_opened_before_the_agent_is_opened_anew_where_it_has_to_be() {
     let (root, manager) = host();
-    let install = |text| {
+    let install = |text: &str| {
         let settings = settings(text);
         run(install(root.path(), BINARY.as_ref(), &settings, &manager)).unwrap();
         manager.calls()
@@ -268,13 +268,14 @@ fn a_socket_that_was_opened_before_the_agent_is_opened_anew_where_it_has_to_be()
     // As at a boot with another configuration than the last one's.
     for state in ["inactive", "activating"] {
         manager.set(&[AGENT, HOST], |unit| unit.active_state = state.to_owned());
-        let calls = install(&format!("listen: 127.0.0.1:500{}\n", state.len()));
-        let opened = calls
-            .iter()
-            .position(|call| call == "start registry-agent.socket");
-        let closed = calls
-            .iter()
-            .position(|call| call == "stop registry-agent.socket");
+        let port = 5000 + state.len();
+        let text = format!("listen: 127.0.0.1:{port}\n");
+        let calls = install(&text);
+        let at = |wanted: &str| calls.iter().position(|call| call == wanted);
+        let (closed, opened) = (
+            at("stop registry-agent.socket"),
+            at("start registry-agent.socket"),
+        );
         assert!(closed.is_some() && closed < opened, "{state}: {calls:?}");
         assert!(
             calls.contains(&"start registry-agent.service".to_owned()),

@@ -26,7 +26,7 @@ impl Packages {
     pub fn put(&self, version: &str, host: &Host, folder: &str) -> String {
         let output = self.scratch.folder(version);
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/build");
-        let build = [
+        let arguments = [
             script,
             "--fast",
             "--binary",
@@ -37,8 +37,8 @@ impl Packages {
             &output,
             "deb",
         ];
-        let built = command::run(&build);
-        let built = Path::new(built.trim());
+        let printed = command::run(&arguments);
+        let built = Path::new(printed.trim());
         let name = built.file_name().expect("a package has a name");
         let there = format!("{folder}/{}", name.display());
         host.copy(built, &there);
