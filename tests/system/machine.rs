@@ -26,6 +26,7 @@ const LOOK: &str = r#"
 runcmd:
 - |
   exec >/dev/ttyS0 2>&1
+  export SYSTEMD_COLORS=0 SYSTEMD_URLIFY=0
   for try in $(seq 300); do
     docker info --format '{{json .RegistryConfig.Mirrors}}' | grep -q 5000 && break
     sleep 1
@@ -189,7 +190,7 @@ fn boot(scratch: &Scratch, roots: &Path, disk: &str, metadata: &Metadata) -> Mac
         ])
         .args([
             "-append",
-            "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0",
+            "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 SYSTEMD_COLORS=0",
         ])
         .args([
             "-drive",
