@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{AdminAddress, Sources};
 use crate::host::live::{LiveError, ThisHost};
@@ -108,39 +108,8 @@ enum Verb {
     /// Print something made from this binary
     Generate {
         #[command(subcommand)]
-        what: Generated,
+        what: generate::Generated,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum Generated {
-    /// The JSON Schema of the configuration file, for editors
-    Schema,
-    /// The least IAM policy for a bucket (`storage.s3`) that a role can do its work with
-    IamPolicy {
-        /// For which role
-        #[arg(long, value_enum)]
-        role: PolicyRole,
-        /// The bucket's name
-        #[arg(long)]
-        bucket: String,
-        /// What stands before `docker/registry/v2` in every key (`storage.s3.prefix`)
-        #[arg(long, default_value = "")]
-        prefix: String,
-        /// The ARN of the KMS key that the bucket, or `storage.s3.encryption`, encrypts with
-        #[arg(long, value_name = "ARN")]
-        kms_key: Option<String>,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum PolicyRole {
-    /// Reads only
-    Reader,
-    /// Reads, writes and deletes
-    Writer,
-    /// Reads and writes what it has fetched, and deletes nothing of it
-    Mirror,
 }
 
 #[derive(Debug, Args)]
@@ -228,15 +197,7 @@ pub fn main() -> ExitCode {
         Verb::Uninstall => on_this_host_anyway(Sources::from_process(None, None), async |host| {
             install::uninstall(host).await
         }),
-        Verb::Generate { what } => match what {
-            Generated::Schema => generate::schema(),
-            Generated::IamPolicy {
-                role,
-                bucket,
-                prefix,
-                kms_key,
-            } => generate::iam_policy(role, &bucket, &prefix, kms_key.as_deref()),
-        },
+        Verb::Generate { what } => generate::generate(&what),
     }
 }
 

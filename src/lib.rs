@@ -17,7 +17,7 @@
 //!
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
-//! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`cli`] is the command line;
+//! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`resolve`] finds hosts by their names; [`cli`] is the command line;
 //! [`descriptors`] shares out what the system allows; [`failpoint`] kills a debug build where a test
 //! says so.
 
@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod oci;
 pub mod registry;
+pub mod resolve;
 pub mod status;
 pub mod store;
 pub mod systemd;

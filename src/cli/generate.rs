@@ -1,143 +1,193 @@
 //! `registry-agent generate`: what other programs want to know of the agent.
 
+mod cloud_init;
+mod iam_policy;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
+use clap::{Command, CommandFactory, Subcommand};
+use clap_complete::Shell;
 
-use super::PolicyRole;
 use crate::config;
-use crate::store::layout::{self, Prefix};
 
-/// Prints the JSON Schema of the configuration file, for editors. Exit code 0, or 1 if standard
-/// output can't be written.
-pub fn schema() -> ExitCode {
-    print(&config::schema())
+/// What can be printed.
+#[derive(Debug, Subcommand)]
+pub(super) enum Generated {
+    /// The JSON Schema of the configuration file, for editors
+    Schema,
+    /// The least IAM policy for a bucket (`storage.s3`) that a role can do its work with
+    IamPolicy(iam_policy::Wanted),
+    /// User-data for an instance of an image that has registry-agent in it
+    CloudInit(Box<cloud_init::Wanted>),
+    /// The manual page, in roff: `registry-agent generate man | man -l -`
+    Man,
+    /// What a shell needs to complete this command
+    Completions {
+        /// For which shell
+        #[arg(long)]
+        shell: Shell,
+    },
 }
 
-/// Prints the least IAM policy by which a role can do its work in a bucket, as JSON.
-pub(super) fn iam_policy(
-    role: PolicyRole,
-    bucket: &str,
-    prefix: &str,
-    kms_key: Option<&str>,
-) -> ExitCode {
-    print(&policy(role, bucket, prefix, kms_key))
-}
-
-fn print(document: &Value) -> ExitCode {
-    // The alternate form of a JSON value is indented.
-    match writeln!(io::stdout().lock(), "{document:#}") {
+/// Prints it. Exit code 0; 2 if what is wanted can't be configured so; 1 if standard output can't
+/// be written.
+pub(super) fn generate(what: &Generated) -> ExitCode {
+    let text = match what {
+        // The alternate form of a JSON value is indented.
+        Generated::Schema => format!("{:#}\n", config::schema()).into_bytes(),
+        Generated::IamPolicy(wanted) => iam_policy::print(wanted).into_bytes(),
+        Generated::CloudInit(wanted) => match cloud_init::user_data(wanted) {
+            Ok(text) => text.into_bytes(),
+            Err(error) => return super::fail(&error, 2),
+        },
+        Generated::Man => match man(&super::Cli::command()) {
+            Ok(text) => text,
+            Err(error) => return super::fail(&error, 1),
+        },
+        Generated::Completions { shell } => completions(&mut super::Cli::command(), *shell),
+    };
+    let mut out = io::stdout().lock();
+    match out.write_all(&text).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// The policy of a role. Source: AWS service authorization reference, "Actions, resources, and
-/// condition keys for Amazon S3".
-fn policy(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -> Value {
-    let prefix = Prefix::new(prefix);
-    let whole = format!("arn:aws:s3:::{bucket}");
-    let within = |folder: &str| format!("{whole}/{}/*", prefix.key(folder));
-    let content = within(layout::V2);
-    let allow = |sid: &str, actions: &[&str], resource: &str| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource });
-    let mut list = allow("List", &["s3:ListBucket"], &whole);
-    if !prefix.as_str().is_empty() {
-        // The rest of the bucket is somebody else's.
-        let keys = prefix.key(&format!("{}/*", layout::V2));
-        list["Condition"] = json!({ "StringLike": { "s3:prefix": [keys] } });
-    }
-    let mut statements = vec![allow("Read", &["s3:GetObject"], &content), list];
-    if role != PolicyRole::Reader {
-        let mut actions = vec!["s3:PutObject", "s3:AbortMultipartUpload"];
-        if role == PolicyRole::Writer {
-            actions.push("s3:DeleteObject");
+/// One page for all verbs: what somebody looks for is found in one place.
+fn man(command: &Command) -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let manual = clap_mangen::Man::new(command.clone()).manual("System Administration");
+    manual.render_title(&mut page)?;
+    manual.render_name_section(&mut page)?;
+    manual.render_synopsis_section(&mut page)?;
+    manual.render_description_section(&mut page)?;
+    writeln!(page, ".SH COMMANDS")?;
+    verbs(&mut page, command, "registry-agent")?;
+    page.write_all(REST.as_bytes())?;
+    Ok(page)
+}
+
+/// Each verb with its own arguments, those that consist of others after them.
+fn verbs(page: &mut Vec<u8>, command: &Command, above: &str) -> io::Result<()> {
+    for verb in command.get_subcommands() {
+        let name = format!("{above} {}", verb.get_name());
+        writeln!(page, ".SS \"{}\"", roff(&name))?;
+        let about = verb.get_long_about().or(verb.get_about());
+        writeln!(
+            page,
+            "{}",
+            roff(&about.map(ToString::to_string).unwrap_or_default())
+        )?;
+        for argument in verb
+            .get_arguments()
+            .filter(|argument| !argument.is_hide_set())
+        {
+            let value = argument.get_value_names().and_then(|names| names.first());
+            let value = value.filter(|_| argument.get_action().takes_values());
+            let shown = match (argument.get_long(), value) {
+                (Some(long), Some(value)) => format!("--{long} {value}"),
+                (Some(long), None) => format!("--{long}"),
+                (None, value) => value.map(ToString::to_string).unwrap_or_default(),
+            };
+            let help = argument
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let choices: Vec<_> = argument.get_possible_values();
+            let choices: Vec<_> = choices
+                .iter()
+                .map(clap::builder::PossibleValue::get_name)
+                .collect();
+            let choices = match choices.as_slice() {
+                [] | ["true", "false"] => String::new(),
+                choices => format!(" ({})", choices.join(", ")),
+            };
+            writeln!(
+                page,
+                ".TP\n\\fB{}\\fR\n{}{}",
+                roff(&shown),
+                roff(&help),
+                roff(&choices)
+            )?;
         }
-        statements.push(allow("Write", &actions, &content));
-        let tried = ["s3:PutObject", "s3:DeleteObject"];
-        statements.push(allow("TryConditions", &tried, &within(layout::PROBES)));
-        let unfinished = ["s3:ListBucketMultipartUploads"];
-        statements.push(allow("FindUnfinishedUploads", &unfinished, &whole));
+        verbs(page, verb, &name)?;
     }
-    if let Some(key) = kms_key {
-        let mut actions = vec!["kms:Decrypt"];
-        if role != PolicyRole::Reader {
-            actions.push("kms:GenerateDataKey");
+    Ok(())
+}
+
+/// A text as roff prints it: `groff_char(7)`, `roff(7)`.
+fn roff(text: &str) -> String {
+    let escaped = text.replace('\\', "\\e").replace('-', "\\-");
+    let lines = escaped.lines().map(|line| {
+        if line.starts_with(['.', '\'']) {
+            format!("\\&{line}")
+        } else {
+            line.to_owned()
         }
-        statements.push(allow("Keys", &actions, key));
-    }
-    json!({ "Version": "2012-10-17", "Statement": statements })
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+const REST: &str = "\
+.SH FILES
+.TP
+/etc/registry\\-agent/config.yaml
+The configuration; may be absent. /etc/registry\\-agent/config.d/*.yaml is merged over it, in name
+order, and then REGISTRY_AGENT_* of the environment. `registry\\-agent generate schema` describes
+every key.
+.TP
+/var/lib/registry\\-agent
+What is stored, in the layout of the CNCF distribution registry.
+.TP
+/var/lib/registry\\-agent\\-host
+What the engines' files were before they were changed.
+.TP
+/run/registry\\-agent/admin.sock
+Health, metrics and status.
+.SH SEE ALSO
+systemctl(1), docker(1), dockerd(8), containers\\-registries.conf(5)
+";
+
+fn completions(command: &mut Command, shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, "registry-agent", &mut script);
+    script
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
-    /// Every action that a policy allows, beside what it allows it on.
-    fn allowed(policy: &Value) -> BTreeSet<(String, String)> {
-        let statements = policy["Statement"].as_array().unwrap().iter();
-        statements
-            .flat_map(|statement| {
-                assert_eq!(statement["Effect"], "Allow");
-                let resource = statement["Resource"].as_str().unwrap();
-                let actions = statement["Action"].as_array().unwrap().iter();
-                actions
-                    .map(move |action| (action.as_str().unwrap().to_owned(), resource.to_owned()))
-            })
-            .collect()
-    }
-
-    fn pairs(pairs: &[(&str, &str)]) -> BTreeSet<(String, String)> {
-        let owned = |(one, other): &(&str, &str)| ((*one).to_owned(), (*other).to_owned());
-        pairs.iter().map(owned).collect()
-    }
-
-    const BUCKET: &str = "arn:aws:s3:::images";
-    const CONTENT: &str = "arn:aws:s3:::images/docker/registry/v2/*";
-    const PROBES: &str = "arn:aws:s3:::images/registry-agent/probe/*";
-
     #[test]
-    fn a_reader_may_read_and_list_and_nothing_else() {
-        let policy = policy(PolicyRole::Reader, "images", "", None);
-        let wanted = pairs(&[("s3:GetObject", CONTENT), ("s3:ListBucket", BUCKET)]);
-        assert_eq!(allowed(&policy), wanted);
-        assert!(policy["Statement"][1]["Condition"].is_null());
+    fn the_manual_has_every_verb_and_every_argument() {
+        let command = super::super::Cli::command();
+        let page = String::from_utf8(man(&command).unwrap()).unwrap();
+        assert!(page.contains(".TH registry-agent 1"), "{page}");
+        for verb in command.get_subcommands() {
+            let heading = format!(".SS \"registry\\-agent {}\"", roff(verb.get_name()));
+            assert!(page.contains(&heading), "no {heading} in\n{page}");
+            for long in verb.get_arguments().filter_map(clap::Arg::get_long) {
+                let shown = roff(&format!("--{long}"));
+                assert!(page.contains(&shown), "no {shown} of {}", verb.get_name());
+            }
+        }
+        assert!(page.contains("\\fB\\-\\-shell SHELL\\fR"), "{page}");
     }
 
     #[test]
-    fn only_a_writer_may_delete_what_is_stored() {
-        let of = |role| allowed(&policy(role, "images", "/", None));
-        let (writer, mirror) = (of(PolicyRole::Writer), of(PolicyRole::Mirror));
-        let mut wanted = pairs(&[
-            ("s3:GetObject", CONTENT),
-            ("s3:ListBucket", BUCKET),
-            ("s3:PutObject", CONTENT),
-            ("s3:AbortMultipartUpload", CONTENT),
-            ("s3:PutObject", PROBES),
-            ("s3:DeleteObject", PROBES),
-            ("s3:ListBucketMultipartUploads", BUCKET),
-        ]);
-        assert_eq!(mirror, wanted);
-        wanted.extend(pairs(&[("s3:DeleteObject", CONTENT)]));
-        assert_eq!(writer, wanted);
+    fn what_roff_would_take_for_its_own_is_a_text() {
+        assert_eq!(roff(".a\\b\n'c-d"), "\\&.a\\eb\n\\&'c\\-d");
     }
 
     #[test]
-    fn a_prefix_bounds_what_is_read_and_listed_and_keys_are_allowed_by_name() {
-        let key = "arn:aws:kms:eu-central-1:123456789012:key/abc";
-        let policy = policy(PolicyRole::Reader, "images", "/team/", Some(key));
-        let content = "arn:aws:s3:::images/team/docker/registry/v2/*";
-        let wanted = pairs(&[
-            ("s3:GetObject", content),
-            ("s3:ListBucket", BUCKET),
-            ("kms:Decrypt", key),
-        ]);
-        assert_eq!(allowed(&policy), wanted);
-        assert_eq!(
-            policy["Statement"][1]["Condition"],
-            json!({ "StringLike": { "s3:prefix": ["team/docker/registry/v2/*"] } })
-        );
+    fn every_shell_is_told_every_verb() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completions(&mut super::super::Cli::command(), shell);
+            let script = String::from_utf8(script).unwrap();
+            for verb in ["uninstall", "verify", "completions"] {
+                assert!(script.contains(verb), "no {verb} for {shell}");
+            }
+        }
     }
 }

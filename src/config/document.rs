@@ -71,10 +71,17 @@ pub(super) fn plain_text(raw: &str) -> String {
 }
 
 fn yaml(text: &str) -> Result<Yaml, String> {
-    let mut document: Yaml = serde_yaml::from_str(text).map_err(|error| syntax(&error))?;
+    let mut document: Yaml = serde_yaml::from_str(text).map_err(|error| {
+        let template = ["{{", "{%"].iter().any(|open| text.contains(open));
+        syntax(&error) + if template { TEMPLATE } else { "" }
+    })?;
     document.apply_merge().map_err(|error| syntax(&error))?;
     Ok(document)
 }
+
+/// What is most often wrong with a file that has templates in it.
+const TEMPLATE: &str = "; it holds a template (`{{ ... }}`): has cloud-init rendered it? The first \
+                        line of such user-data is `## template: jinja`";
 
 /// The parser's message, with what people most often meant.
 fn syntax(error: &serde_yaml::Error) -> String {
@@ -143,6 +150,10 @@ fn convert(value: Yaml, path: &KeyPath, place: &Place, remarks: &mut Vec<Remark>
                     Yaml::String(key) => key,
                     other => {
                         remarks.push(Remark::new(place, path, not_a_key(&other)));
+                        // The whole is a template then, and no mapping.
+                        if other.is_mapping() {
+                            return None;
+                        }
                         continue;
                     }
                 };
@@ -160,7 +171,9 @@ fn not_a_key(key: &Yaml) -> String {
         Yaml::Bool(truth) => format!("the key `{truth}` is a boolean"),
         Yaml::Number(number) => format!("the key `{number}` is a number"),
         Yaml::Null => "the key `null` is empty".to_owned(),
-        _ => "a key is a list or a mapping".to_owned(),
+        // In YAML, `{{ name }}` is a mapping whose key is a mapping.
+        Yaml::Mapping(_) => return format!("a key is a mapping; must be a text{TEMPLATE}"),
+        _ => "a key is a list".to_owned(),
     };
     format!("{key}; must be a text: put it in quotes")
 }
@@ -230,10 +243,7 @@ mod tests {
                 "a: {true: x}",
                 "a: the key `true` is a boolean; must be a text",
             ),
-            (
-                "? [a]\n: b",
-                ": a key is a list or a mapping; must be a text",
-            ),
+            ("? [a]\n: b", ": a key is a list; must be a text"),
             ("a: !foo b", "a: the YAML tag !foo has no meaning here"),
             ("a: [1, .nan]", "a[1]: .nan is not a finite number"),
         ] {

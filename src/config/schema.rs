@@ -78,8 +78,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn value(&mut self, schema: &'a Value, value: Value, path: &KeyPath) -> Option<Value> {
         if let Some(variable) = value.as_str().and_then(unrendered) {
-            let message =
-                format!("cloud-init left a template variable unrendered ({UNRENDERED}{variable})");
+            let message = format!("cloud-init left a template variable unrendered ({variable})");
             // The rest of a secret could be in the same word.
             let secret = self.holds_secret(schema);
             let message = if secret {
@@ -331,11 +330,22 @@ fn article(type_name: &str) -> &str {
     }
 }
 
-/// What follows cloud-init's mark for a variable without a value, if the text holds one: `/region`.
-pub(super) fn unrendered(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once(UNRENDERED)?;
-    let word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '.');
-    Some(&rest[..rest.find(|c| !word(c)).unwrap_or(rest.len())])
+/// What a text holds of a template that cloud-init has not rendered, if it does: its mark for a
+/// variable without a value (`CI_MISSING_JINJA_VAR/region`), or the template itself
+/// (`{{ v1.region }}`), where the user-data did not say that it is one.
+pub(super) fn unrendered(text: &str) -> Option<String> {
+    if let Some((_, rest)) = text.split_once(UNRENDERED) {
+        let word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '.');
+        let variable = &rest[..rest.find(|c| !word(c)).unwrap_or(rest.len())];
+        return Some(format!("{UNRENDERED}{variable}"));
+    }
+    let pairs = [("{{", "}}"), ("{%", "%}")];
+    pairs.iter().find_map(|(open, close)| {
+        let (_, rest) = text.split_once(open)?;
+        let (inner, _) = rest.split_once(close)?;
+        let inner: String = inner.chars().take(80).collect();
+        Some(format!("{open}{}{close}", inner.escape_debug()))
+    })
 }
 
 #[cfg(test)]

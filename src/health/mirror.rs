@@ -11,13 +11,13 @@ use http::{HeaderValue, Request, StatusCode};
 use http_body_util::Empty;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::watch;
 use url::Url;
 
 use crate::config::HostSettings;
+use crate::resolve::{self, Connector};
 use crate::tls;
 
 /// How long the mirror may take: docker waits as long for the answer to its own first request.
@@ -53,7 +53,7 @@ pub struct MirrorProbe {
     client: Option<(Option<PathBuf>, HttpClient)>,
 }
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type HttpClient = Client<HttpsConnector<Connector>, Empty<Bytes>>;
 
 impl MirrorProbe {
     /// Nothing is known of the mirror yet.
@@ -185,13 +185,11 @@ fn http_client(https: bool, ca: Option<&Path>) -> Result<HttpClient, String> {
         .map_err(|error| error.to_string())?
         .with_root_certificates(Arc::new(roots))
         .with_no_client_auth();
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(config)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(http);
+        .wrap_connector(resolve::connector());
     Ok(Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
         .build(connector))

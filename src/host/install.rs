@@ -182,8 +182,11 @@ pub async fn install(
         done.push(format!("enabled {}", disabled.join(", ")));
     }
     let runs = loaded[AGENT].active_state == "active";
-    let without_socket = runs && loaded[SOCKET].active_state != "active";
-    if sockets && runs || without_socket {
+    let listening = loaded[SOCKET].active_state == "active";
+    let without_socket = runs && !listening;
+    // At boot the socket is open before the agent runs, and before the configuration is there.
+    let reopen = sockets && (runs || listening) || without_socket;
+    if reopen {
         // A socket whose service runs without it can't be started.
         did(
             units.stop(AGENT).await,
@@ -203,8 +206,7 @@ pub async fn install(
         did(units.enqueue_restart(HOST).await, format!("restart {HOST}"))?;
         done.push(format!("asked for a restart of {HOST}"));
     }
-    let stopped = (sockets && runs) || without_socket;
-    let idle = names(&loaded, |unit| stopped || unit.active_state != "active");
+    let idle = names(&loaded, |unit| reopen || unit.active_state != "active");
     for name in idle {
         did(units.start(name).await, format!("start {name}"))?;
         done.push(format!("started {name}"));

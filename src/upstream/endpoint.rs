@@ -12,7 +12,6 @@ use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use url::Url;
 
@@ -22,13 +21,14 @@ use super::record::{Record, retry_after};
 use super::token::{Asking, LONGEST, Slot, Token, TokenKey, Tokens, may_receive_credentials};
 use crate::config::{Credentials, Timeouts};
 use crate::oci::{Name, RegistryHost};
+use crate::resolve::{self, Connector};
 
 /// How many redirects are followed: a registry makes one, to its content delivery network.
 const REDIRECTS: usize = 5;
 /// The largest answer of a token server that is read, in bytes.
 const TOKEN_LIMIT: usize = 256 * 1024;
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type HttpClient = Client<HttpsConnector<Connector>, Empty<Bytes>>;
 
 /// A failure that took longer is not waited for again at once.
 const COSTLY: Duration = Duration::from_millis(500);
@@ -543,8 +543,7 @@ fn basic(credentials: &Credentials) -> HeaderValue {
 
 /// HTTP/1.1 only: a large layer over one multiplexed connection is slower than over its own.
 fn http_client(url: &Url, timeouts: Timeouts) -> Result<HttpClient, String> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
+    let mut connector = resolve::connector();
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(timeouts.connect));
     connector.set_keepalive(Some(Duration::from_secs(30)));

@@ -11,7 +11,6 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use indicatif::{DecimalBytes, ProgressBar};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -22,6 +21,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use super::Error;
 use crate::config::{Serving, TlsSettings};
 use crate::oci::{Algorithm, Digest, ErrorBody, ImageName, MANIFEST_LIMIT, Manifest, Reference};
+use crate::resolve::{self, Connector};
 use crate::tls;
 use crate::upstream::CONTENT_DIGEST;
 
@@ -41,7 +41,7 @@ pub(in crate::cli) struct ClientIdentity {
 
 /// The agent, as its clients see it.
 pub(super) struct Agent {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Empty<Bytes>>,
     scheme: &'static str,
     address: SocketAddr,
 }
@@ -57,13 +57,11 @@ impl Agent {
             // All interfaces of either family have this one.
             address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls_config(settings.tls.as_ref(), identity)?)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(resolve::connector());
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
             scheme: settings.tls.as_ref().map_or("http", |_| "https"),

@@ -332,6 +332,41 @@ fn the_hosts_part_may_write_where_the_engines_files_are() {
 }
 
 #[test]
+fn a_socket_that_was_opened_before_the_agent_is_opened_anew_where_it_has_to_be() {
+    let (root, manager) = host();
+    let install = |text: &str| {
+        let settings = settings(text);
+        run(install(
+            root.path(),
+            BINARY.as_ref(),
+            &settings,
+            ETC_ONLY,
+            &manager,
+        ))
+        .unwrap();
+        manager.calls()
+    };
+    install("role: mirror\n");
+    // As at a boot with another configuration than the last one's.
+    for state in ["inactive", "activating"] {
+        manager.set(&[AGENT, HOST], |unit| unit.active_state = state.to_owned());
+        let port = 5000 + state.len();
+        let text = format!("listen: 127.0.0.1:{port}\n");
+        let calls = install(&text);
+        let at = |wanted: &str| calls.iter().position(|call| call == wanted);
+        let (closed, opened) = (
+            at("stop registry-agent.socket"),
+            at("start registry-agent.socket"),
+        );
+        assert!(closed.is_some() && closed < opened, "{state}: {calls:?}");
+        assert!(
+            calls.contains(&"start registry-agent.service".to_owned()),
+            "{calls:?}"
+        );
+    }
+}
+
+#[test]
 fn a_newer_binary_is_started_and_edited_units_are_read_again() {
     let (root, manager) = host();
     let settings = settings("role: mirror\n");

@@ -180,6 +180,14 @@ impl Host {
         self.write_with_mode(path, contents, 0o755);
     }
 
+    /// Copies an executable file, or a package, of this machine.
+    #[track_caller]
+    pub fn copy(&self, from: &Path, to: &str) {
+        let bytes = fs::read(from);
+        let bytes = bytes.unwrap_or_else(|error| panic!("reading {}: {error}", from.display()));
+        self.write_executable(to, &bytes);
+    }
+
     #[track_caller]
     fn write_with_mode(&self, path: &str, contents: &[u8], mode: u32) {
         let path = self.path(path);
