@@ -27,9 +27,11 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AdminAddress, ClientSettings, Credentials, DockerSettings, Drift, Freshness, HealthSettings,
-    HostSettings, LogFormat, LogLevel, LogSettings, Manage, Restart, Role, Secret, Serving,
-    Settings, Storage, Timeouts, TlsSettings, UpstreamSettings,
+    AdminAddress, AutoscalingSettings, ClientSettings, Credentials, DnsPolicy, DnsProvider,
+    DnsSettings, DockerSettings, Drift, FleetSettings, Freshness, HealthSettings, HostSettings,
+    LoadBalancerSettings, LogFormat, LogLevel, LogSettings, Manage, Members, Restart, Role, Secret,
+    Serving, Settings, Storage, Timeouts, TlsSettings, TsigAlgorithm, TsigSettings,
+    UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

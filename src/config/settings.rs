@@ -1,5 +1,7 @@
 //! Settings: a configuration that can't be invalid.
 
+mod fleet;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +14,11 @@ use url::Url;
 
 use super::limit::CacheLimit;
 use crate::oci::RegistryHost;
+
+pub use fleet::{
+    AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings, LoadBalancerSettings,
+    Members, TsigAlgorithm, TsigSettings,
+};
 
 /// Everything the agent was told, checked. Each field's default is what runs with no file at all.
 #[derive(Debug, Clone, PartialEq)]
