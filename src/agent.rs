@@ -24,7 +24,7 @@ use crate::store::{Store, StoreError};
 use crate::systemd::listen::Passed;
 use crate::systemd::notify;
 use crate::tls::LiveIdentity;
-use crate::{admin, status};
+use crate::{admin, fleet, status};
 
 use signals::Signals;
 
@@ -52,6 +52,9 @@ pub enum AgentError {
         /// What came back.
         source: io::Error,
     },
+    /// Something is configured that this version can't do.
+    #[error("{0}")]
+    NotYet(&'static str),
     /// The certificate or its key can't be used.
     #[error("can't serve TLS (`tls`): {0}")]
     Tls(String),
@@ -95,6 +98,9 @@ pub async fn run(
     mut passed: Passed,
 ) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
+    if let Some(reason) = fleet::not_yet(&settings.fleet) {
+        return Err(AgentError::NotYet(reason));
+    }
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
     let connections = Connections::with_all_descriptors();

@@ -14,7 +14,18 @@
 //! changes. Nothing is reported back: what a step has done is seen by the next look, so a reply that
 //! is lost, and a crash between two steps, are nothing special.
 
+use crate::config::FleetSettings;
+
 pub mod facts;
 pub mod memory;
 pub mod plan;
 pub mod rank;
+
+/// Why this version can't do what is configured: nothing observes and applies yet. An agent that
+/// served all the same would look like a member of a fleet that never hears of it.
+pub fn not_yet(settings: &FleetSettings) -> Option<&'static str> {
+    (!settings.is_off()).then_some(
+        "this version does not take part in a fleet yet: remove `fleet.autoscaling` or `fleet.peers`, \
+         and what goes with them",
+    )
+}

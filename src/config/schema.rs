@@ -17,11 +17,6 @@ const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
 const NOT_YET: &[(&str, &str)] = &[
     ("auth", "ask clients who they are"),
     ("hosted", "take pushes"),
-    ("fleet.instances", "take part in a fleet"),
-    ("fleet.autoscaling", "take part in a fleet"),
-    ("fleet.load_balancer", "take part in a fleet"),
-    ("fleet.dns.route53", "change DNS"),
-    ("fleet.dns.rfc2136", "change DNS"),
     ("storage.s3", "store in S3"),
     (
         "storage.cache.root",

@@ -33,6 +33,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// How this host's container engines are wired.
     pub host: HostSettings,
+    /// How it takes part in a fleet.
+    pub fleet: FleetSettings,
 }
 
 impl Settings {

@@ -9,9 +9,10 @@
 //! | Boot | the group was not seen yet, or the instance is `Pending` | looks | |
 //! | Outside | the group does not have it | attaches it, where that is configured | `capacity` |
 //! | `PendingWait` | a launching hook holds it | warms up, heartbeats; ready: registers, is seen there, `CONTINUE`; can't become ready: `ABANDON`, if the churn guard allows | `join`, `hook` |
-//! | Registering | in service, and not seen in DNS or the target group | its own record and target | `advertise` |
-//! | Serving | in service, and seen | puts drift right, collects garbage, looks after n | `garbage`, `capacity` |
-//! | Suspect | in service, and something is fatal | its record away unless it is the last that serves; asks for its replacement if the guard allows | `guard` |
+//! | Registering, Serving, Suspect | in service | collects garbage | `garbage` |
+//! | Registering | not ready, or not seen in DNS or the target group | its own record and target | `advertise` |
+//! | Serving | seen there | puts drift right, looks after n | `advertise`, `capacity` |
+//! | Suspect | something is fatal | its record away unless it is the last that serves; asks for its replacement if the guard allows | `guard` |
 //! | Drain | told to go, by anybody | record and target away, waits until resolvers and connections let go, lets answers end, `CONTINUE` | `leave`, `hook` |
 //! | Standby, Warmed | the group's word | not advertised, running | `advertise` |
 //! | Unknown | a state of a later version of the group | nothing | |
@@ -33,6 +34,8 @@ mod guard;
 mod hook;
 mod join;
 mod leave;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 /// What has to be done now, and what has to be looked at when.
@@ -197,6 +200,8 @@ pub fn plan(facts: &Facts, memory: &Memory, settings: &FleetSettings) -> Plan {
 impl Turn<'_> {
     /// In service, or as good as: the hook was completed.
     fn in_service(&mut self) -> State {
+        // Also by one that is sick itself: it can still call, and may be the only one that does.
+        self.collect_garbage();
         if self.facts.signals.fatal.is_some() {
             self.suspect();
             return State::Suspect;
@@ -212,7 +217,6 @@ impl Turn<'_> {
         if !self.advertise() {
             return State::Registering;
         }
-        self.collect_garbage();
         self.look_after_capacity();
         State::Serving
     }

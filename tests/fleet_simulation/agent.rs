@@ -146,7 +146,8 @@ impl World {
         let now = self.now;
         let one = &mut self.hosts[host];
         let ready = one.ready(now);
-        let spot = one.spot.map(|at| at.saturating_sub(now));
+        let (ahead, behind) = one.skew;
+        let spot = one.spot.map(|at| (at + behind).saturating_sub(now + ahead));
         let stop = one.stop.map(|at| at - one.booted);
         let agent = one.agent.as_mut().expect("it runs");
         let facts = agent.facts.get_or_insert_with(|| Facts {
@@ -215,7 +216,18 @@ impl World {
         };
         match look {
             Look::Group => {
-                let is = self.group.seen(now, age);
+                let mut is = self.group.seen(now, age);
+                let lacking = self.scenario.lacking.iter();
+                for (from, to, which) in lacking {
+                    let victim = is.members.keys().nth(*which).cloned();
+                    if let Some(victim) =
+                        victim.filter(|id| (*from..*to).contains(&now) && *id != own)
+                    {
+                        let mut without = (*is).clone();
+                        without.members.remove(&victim);
+                        is = Arc::new(without);
+                    }
+                }
                 facts_of(self, &|facts| {
                     facts.group = Some(Seen {
                         at,
@@ -355,6 +367,7 @@ impl World {
             }
             Action::DeregisterTarget { instance } => self.targets.deregister(&instance, now),
             Action::WriteOwnRecords { records } => {
+                self.check_write(host);
                 let change = self.zone.upsert(&records);
                 self.propagate(&id, change);
             }

@@ -136,7 +136,6 @@ pub struct Check {
     answered: BTreeMap<InstanceId, Duration>,
     /// Completions of each hook of each host: with effect, and without.
     completions: BTreeMap<(usize, String), (u32, u32)>,
-    asked: BTreeSet<usize>,
     spins: BTreeMap<usize, u32>,
 }
 
@@ -153,6 +152,7 @@ pub struct Totals {
     pub collected: u64,
     pub stepped_back: u64,
     pub lost_completions: u64,
+    pub taken: u64,
     pub longest_gone: Duration,
     pub states: BTreeSet<State>,
 }
@@ -169,6 +169,7 @@ impl Totals {
         self.collected += other.collected;
         self.stepped_back += other.stepped_back;
         self.lost_completions += other.lost_completions;
+        self.taken += other.taken;
         self.longest_gone = self.longest_gone.max(other.longest_gone);
         self.states.extend(&other.states);
     }
@@ -183,6 +184,7 @@ impl Totals {
             ("abandoned", self.abandoned),
             ("replaced", self.replaced),
             ("collected", self.collected),
+            ("taken", self.taken),
             ("stepped back", self.stepped_back),
         ] {
             assert!(count >= many, "only {count} times: {what}");
@@ -238,7 +240,7 @@ impl World {
     /// Whether one could serve for so long that it has to be in the name.
     fn somebody_serves(&self) -> Option<usize> {
         let mut able = self.check.able.iter();
-        able.find(|(_, since)| self.now >= **since + JOINS_WITHIN)
+        able.find(|(host, since)| self.now >= **since + JOINS_WITHIN && self.could_serve(**host))
             .map(|(host, _)| *host)
     }
 
@@ -460,6 +462,45 @@ impl World {
         }
     }
 
+    /// A record is about to be written.
+    pub fn check_write(&mut self, host: usize) {
+        let told = self.hosts[host].disk.leaving.is_some() || self.hosts[host].stop.is_some();
+        let noticed = self.hosts[host]
+            .spot
+            .is_some_and(|at| self.now + Duration::from_mins(1) > at);
+        if told || noticed {
+            let id = &self.hosts[host].id;
+            self.check.fail(format!("{id} joins, and was told to go"));
+        }
+    }
+
+    /// EC2 takes a spot instance, two minutes after it said so.
+    pub fn check_taken(&mut self, host: usize) {
+        let one = &self.hosts[host];
+        let notice = self.now.saturating_sub(Duration::from_mins(3));
+        let reached = notice
+            > one
+                .cut_off_until
+                .max(one.frozen_until)
+                .max(self.check.disturbed_until);
+        let named = self
+            .zone
+            .records
+            .iter()
+            .any(|record| record.owner("mirrors").as_ref() == Some(&one.id));
+        let unheard = self
+            .check
+            .faults
+            .iter()
+            .any(|one| matches!(one, Fault::MetadataOutage(_)));
+        if reached && !unheard && one.answers(self.now) && self.scenario.lost == 0 && named {
+            let id = &one.id;
+            self.check
+                .fail(format!("{id} is taken by EC2, and still in the name"));
+        }
+        self.check.totals.taken += 1;
+    }
+
     pub fn check_raise(&mut self, to: u32) {
         if to <= self.group.desired || to > self.group.max {
             self.check.fail(format!(
@@ -498,7 +539,17 @@ impl World {
                 "{id} calls itself unhealthy, and {left} of {desired} are left"
             ));
         }
-        self.check.asked.insert(host);
+        let recent = self.now.saturating_sub(Duration::from_mins(3));
+        let peers = self.group.members.iter().filter(|(other, _)| **other != id);
+        let peers = peers.filter(|(_, row)| row.state == LifecycleState::InService);
+        let (well, sick): (Vec<_>, Vec<_>) = peers
+            .map(|(other, _)| self.check.ready.get(other).is_some_and(|at| *at >= recent))
+            .partition(|ready| *ready);
+        if well.len() < sick.len() {
+            self.check.fail(format!(
+                "{id} calls itself unhealthy, and so would most of the others"
+            ));
+        }
     }
 
     /// An hour after the last fault all is well again.

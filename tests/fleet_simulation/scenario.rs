@@ -21,6 +21,8 @@ pub struct Scenario {
     pub hook_timeout: Duration,
     /// What is read may be some seconds old.
     pub stale: bool,
+    /// When a listing of the group lacks one of its instances, for some seconds.
+    pub lacking: Vec<(Duration, Duration, usize)>,
     /// Of a hundred calls so many never arrive.
     pub lost: u32,
     pub faults: Vec<(Duration, Fault)>,
@@ -40,6 +42,8 @@ pub enum Fault {
     Unready(Duration),
     AllUnready(Duration),
     Fatal,
+    /// Two at the same moment.
+    FatalTwice,
     FatalEverywhere,
     UpstreamOutage(Duration),
     ZoneLoss,
@@ -71,6 +75,17 @@ impl Scenario {
             })
             .collect();
         faults.sort_by_key(|(at, _)| *at);
+        let stale = random.u32(0..3) == 0;
+        // Apart from each other: a list that is wrong for minutes is believed.
+        let lacking = (0..if stale { 5 } else { 0 }).map(|slot| {
+            let at = minutes(5 + 12 * slot) + minutes(8).mul_f64(random.f64());
+            (
+                at,
+                at + Duration::from_secs(random.u64(5..100)),
+                random.usize(0..8),
+            )
+        });
+        let lacking = lacking.collect();
         let lossy = random.u32(0..3) == 0;
         Self {
             seed,
@@ -81,7 +96,8 @@ impl Scenario {
             load_balancer,
             attached: load_balancer && random.u32(0..3) == 0,
             hook_timeout: Duration::from_secs(random.u64(300..900)),
-            stale: random.u32(0..3) == 0,
+            stale,
+            lacking,
             lost: if lossy { random.u32(1..20) } else { 0 },
             faults,
             end: calm + minutes(65),
@@ -100,6 +116,7 @@ impl Scenario {
             attached: false,
             hook_timeout: minutes(60),
             stale: false,
+            lacking: Vec::new(),
             lost: 0,
             faults: Vec::new(),
             end: minutes(60 * if instances > 2000 { 10 } else { 3 }),
@@ -134,7 +151,7 @@ impl Scenario {
 impl Fault {
     fn of(random: &mut fastrand::Rng) -> Self {
         let lasts = Duration::from_secs(random.u64(20..900));
-        match random.u32(0..20) {
+        match random.u32(0..21) {
             0 => Self::CrashAgent,
             1 => Self::KillHost,
             2 => Self::Freeze(lasts),
@@ -154,6 +171,7 @@ impl Fault {
             16 => Self::Spot,
             17 => Self::Standby(lasts),
             18 => Self::Stop,
+            19 => Self::FatalTwice,
             _ => Self::Reboot,
         }
     }

@@ -62,6 +62,8 @@ pub struct Host {
     pub stop: Option<Duration>,
     pub warm_at: Duration,
     pub zone: u8,
+    /// How far its wall clock is ahead, or behind.
+    pub skew: (Duration, Duration),
     /// What its metadata service would say.
     pub metadata: Metadata,
 }
@@ -83,6 +85,7 @@ pub enum Event {
     Tick,
     Fault(usize),
     Start(usize),
+    Crash(usize),
     /// The agent goes on, if nothing else has woken it since.
     Go(usize, u64),
     /// The host's metadata or its own health has changed.
@@ -167,6 +170,12 @@ impl World {
         let number = self.hosts.len();
         let id = InstanceId::new(format!("i-{number:05x}"));
         let warm = self.now + self.seconds(5.0, 90.0);
+        let far = Duration::from_hours(3);
+        let skew = match self.random.u32(0..10) {
+            0 => (far, Duration::ZERO),
+            1 => (Duration::ZERO, far),
+            _ => (Duration::ZERO, Duration::ZERO),
+        };
         self.hosts.push(Host {
             id: id.clone(),
             up: true,
@@ -182,6 +191,7 @@ impl World {
             stop: None,
             warm_at: warm,
             zone: u8::try_from(number % 3).unwrap(),
+            skew,
             metadata: Metadata::default(),
         });
         self.index.insert(id.clone(), number);
@@ -202,6 +212,10 @@ impl World {
                 self.befall(fault);
             }
             Event::Start(host) => self.start(host),
+            Event::Crash(host) => {
+                self.hosts[host].agent = None;
+                self.metadata_outage = self.now + Duration::from_mins(2);
+            }
             Event::Go(host, turn) => self.go(host, turn),
             Event::Notice(host) => self.notice(host),
             Event::Serve(change) => {
@@ -279,6 +293,7 @@ impl World {
             }
             if self.hosts[host].spot.is_some_and(|at| self.now >= at) && self.hosts[host].up {
                 let id = self.hosts[host].id.clone();
+                self.check_taken(host);
                 self.kill(host);
                 self.group.members.remove(&id);
                 self.group.changed = true;
@@ -404,6 +419,14 @@ impl World {
                 self.hosts[host].unready_until = now + lasts;
                 self.health_changes(host, lasts);
             }
+            (Fault::FatalTwice, _) => {
+                for _ in 0..2 {
+                    if let Some(host) = self.any(|_, host| host.up && !host.broken) {
+                        self.hosts[host].broken = true;
+                        self.health_changes(host, Duration::ZERO);
+                    }
+                }
+            }
             (Fault::Fatal, Some(host)) => {
                 self.hosts[host].broken = true;
                 self.health_changes(host, Duration::ZERO);
@@ -411,6 +434,11 @@ impl World {
             (Fault::Spot, Some(host)) => {
                 self.hosts[host].spot = Some(now + Duration::from_mins(2));
                 self.after(Duration::from_secs(3), Event::Notice(host));
+                // Its agent is started again, and the metadata service does not answer the new one.
+                if self.random.bool() {
+                    self.after(Duration::from_secs(20), Event::Crash(host));
+                    self.after(Duration::from_secs(25), Event::Start(host));
+                }
             }
             (Fault::Standby(lasts), Some(host)) => {
                 let id = self.hosts[host].id.clone();

@@ -142,7 +142,7 @@ impl Turn<'_> {
             Some(turn) => turn,
             None => {
                 let before = rank(owner.as_str(), &self.facts.own.id, serving.iter().copied());
-                let turn = self.facts.now + RANK_STEP.saturating_mul(before.min(20));
+                let turn = self.facts.now + RANK_STEP * before.min(COLLECTORS);
                 absent.turn = Some(turn);
                 self.memory.absent.insert(owner.clone(), absent);
                 turn
