@@ -7,14 +7,14 @@
 //! | --- | --- | --- | --- |
 //! | Off | nothing is configured | nothing | |
 //! | Boot | the group was not seen yet, or the instance is `Pending` | looks | |
-//! | Outside | the group does not have it | attaches it, where that is configured | `capacity` |
+//! | Outside | the group does not have it | attaches it, where that is configured; not advertised if it was detached | `capacity` |
 //! | `PendingWait` | a launching hook holds it | warms up, heartbeats; ready: registers, is seen there, `CONTINUE`; can't become ready: `ABANDON`, if the churn guard allows | `join`, `hook` |
 //! | Registering, Serving, Suspect | in service | collects garbage | `garbage` |
 //! | Registering | not ready, or not seen in DNS or the target group | its own record and target | `advertise` |
 //! | Serving | seen there | puts drift right, looks after n | `advertise`, `capacity` |
 //! | Suspect | something is fatal | its record away unless it is the last that serves; asks for its replacement if the guard allows | `guard` |
 //! | Drain | told to go, by anybody | record and target away, waits until resolvers and connections let go, lets answers end, `CONTINUE` | `leave`, `hook` |
-//! | Standby, Warmed | the group's word | not advertised, running | `advertise` |
+//! | Standby, Warmed | the group's word, or it detaches | not advertised, running | `advertise` |
 //! | Unknown | a state of a later version of the group | nothing | |
 
 use std::collections::BTreeMap;
@@ -170,7 +170,10 @@ pub fn plan(facts: &Facts, memory: &Memory, settings: &FleetSettings) -> Plan {
             LifecycleState::Pending => State::Boot,
             LifecycleState::PendingWait | LifecycleState::WarmedPendingWait => turn.pending_wait(),
             LifecycleState::InService | LifecycleState::PendingProceed => turn.in_service(),
-            LifecycleState::EnteringStandby | LifecycleState::Standby => {
+            LifecycleState::EnteringStandby
+            | LifecycleState::Standby
+            | LifecycleState::Detaching
+            | LifecycleState::Detached => {
                 turn.withdraw();
                 State::Standby
             }
@@ -189,9 +192,7 @@ pub fn plan(facts: &Facts, memory: &Memory, settings: &FleetSettings) -> Plan {
             | LifecycleState::TerminatingWait
             | LifecycleState::TerminatingProceed
             | LifecycleState::Terminated
-            | LifecycleState::WarmedTerminatingWait
-            | LifecycleState::Detaching
-            | LifecycleState::Detached => State::Drain,
+            | LifecycleState::WarmedTerminatingWait => State::Drain,
         },
     };
     turn.into_plan(state)

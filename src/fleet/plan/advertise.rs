@@ -27,6 +27,7 @@ impl Turn<'_> {
     /// Sees to it that this instance is found. Whether it was seen to be.
     pub(super) fn advertise(&mut self) -> bool {
         self.memory.record_gone = None;
+        self.memory.turns.remove("withdraw");
         // Where many start together, not all of them join at once.
         let join = match self.memory.turns.get("join") {
             Some(join) => *join,

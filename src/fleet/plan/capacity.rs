@@ -1,8 +1,14 @@
 //! n: how many mirrors there should be, beside how many the group keeps.
 
+use std::time::Duration;
+
 use super::super::memory::Try;
 use super::turn::Turn;
-use super::{Action, State};
+use super::{Action, Look, State};
+use crate::fleet::facts::LifecycleState;
+
+/// What the group wants was seen so lately when it is raised.
+const RECENT: Duration = Duration::from_secs(5);
 
 impl Turn<'_> {
     /// Says how n and the group differ, and raises its desired capacity where that is configured:
@@ -30,6 +36,10 @@ impl Turn<'_> {
                 group.desired
             ));
         } else if to > group.desired && group.complete && self.is_my_turn("desired") {
+            // What somebody has raised since is not to be lowered.
+            if !self.need(Look::Group, self.facts.now.saturating_sub(RECENT)) {
+                return;
+            }
             let why = format!(
                 "fleet.instances is {wanted}, and the group wants {}",
                 group.desired
@@ -44,6 +54,10 @@ impl Turn<'_> {
         let full = self
             .group()
             .is_some_and(|group| group.is.desired >= group.is.max);
+        // A listing that lacks it says nothing; this does.
+        if self.facts.metadata.target_state == Some(LifecycleState::Detached) {
+            self.withdraw();
+        }
         if !self.settings.attach {
             self.note("the group does not have this instance: attach it, or set fleet.attach");
         } else if self.memory.kept.was_member {

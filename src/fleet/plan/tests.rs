@@ -448,6 +448,32 @@ fn what_is_kept_of_another_instance_is_void() {
 }
 
 #[test]
+fn one_that_is_taken_out_for_a_while_comes_back() {
+    for (out, metadata) in [("Standby", "Standby"), ("Detached", "Detached")] {
+        let mut driver = driver("InService", &["i-a"]);
+        driver.live(5 * MINUTE);
+        driver.group.members.insert(id("i-own"), member(out));
+        driver.facts.metadata.target_state = Some(metadata.to_owned().into());
+        driver.live(3 * MINUTE);
+        assert_eq!(driver.state(), State::Standby);
+        let own = Some(id("i-own"));
+        assert!(
+            driver
+                .records
+                .iter()
+                .all(|record| record.owner("mirrors") != own)
+        );
+        driver
+            .group
+            .members
+            .insert(id("i-own"), member("InService"));
+        driver.facts.metadata.target_state = Some(LifecycleState::InService);
+        driver.live(3 * MINUTE);
+        assert_eq!(driver.state(), State::Serving, "{out}");
+    }
+}
+
+#[test]
 fn desired_capacity_is_raised_never_lowered_and_not_above_the_maximum() {
     for (wanted, enforce, expected) in [(1, true, None), (9, true, Some(4)), (9, false, None)] {
         let mut driver = driver("InService", &["i-a", "i-b"]);

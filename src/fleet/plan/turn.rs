@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::facts::{Facts, Group, InstanceId, LifecycleState, Seen};
+use super::super::facts::{Facts, Group, InstanceId, LifecycleState, Seen, Transition};
 use super::super::memory::{Due, Leaving, Memory, Tries, Try};
 use super::super::rank::rank;
 use super::{Action, Look, Plan, State, Step};
@@ -97,6 +97,11 @@ impl<'a> Turn<'a> {
                 .clone_from(&self.facts.metadata.target_state);
             self.memory.group_since = now;
         }
+        if !self.is_held(Transition::Launching) {
+            self.memory.pending_since = None;
+            self.memory.unready_since = None;
+            self.memory.abandon_at = None;
+        }
         if self.facts.metadata.rebalance {
             self.note("EC2 recommends to rebalance: this instance may be interrupted soon");
         }
@@ -117,10 +122,6 @@ impl<'a> Turn<'a> {
             return;
         }
         let now = self.facts.now;
-        let going = |state: &LifecycleState| {
-            state.is_terminating()
-                || matches!(state, LifecycleState::Detaching | LifecycleState::Detached)
-        };
         let target = self.facts.metadata.target_state.as_ref();
         self.memory.kept.leaving = if let Some(left) = self.facts.metadata.spot {
             // A wall clock that is far off must not cost the time that there is.
@@ -134,9 +135,10 @@ impl<'a> Turn<'a> {
                 deadline: Some(now + left.saturating_sub(SPOT_MARGIN)),
             })
         } else {
-            let said = state
-                .filter(|state| going(state))
-                .or(target.filter(|target| going(target)));
+            let said = [state, target]
+                .into_iter()
+                .flatten()
+                .find(|state| state.is_terminating());
             said.map(|state| Leaving {
                 why: format!("the group says {}", state.as_str()),
                 deadline: None,
