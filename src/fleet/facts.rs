@@ -36,8 +36,6 @@ pub struct Facts {
     pub abandoned: Option<Seen<u32>>,
     /// This instance in the target group; absent within, where it is not registered.
     pub own_target: Option<Seen<Option<TargetState>>>,
-    /// All targets of the target group.
-    pub targets: Option<Seen<Arc<BTreeMap<InstanceId, TargetState>>>>,
     /// The records of the name that are this instance's own.
     pub own_records: Option<Seen<OwnRecords>>,
     /// All records of the name.

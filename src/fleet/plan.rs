@@ -23,7 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::turn::Turn;
-use super::facts::{Facts, InstanceId, LifecycleState, Record};
+use super::facts::{Facts, LifecycleState, Record};
 use super::memory::Memory;
 use crate::config::FleetSettings;
 
@@ -111,11 +111,8 @@ pub enum Action {
     Attach,
     /// `RegisterTargets`.
     RegisterTarget,
-    /// `DeregisterTargets`; one that is absent is no error.
-    DeregisterTarget {
-        /// This instance, or one that is no more.
-        instance: InstanceId,
-    },
+    /// `DeregisterTargets` of this instance; one that is absent is no error.
+    DeregisterTarget,
     /// UPSERT, or an UPDATE that adds: these are then this instance's only records of the name.
     WriteOwnRecords {
         /// One for each family.
@@ -143,8 +140,6 @@ pub enum Look {
     Abandoned,
     /// [`Facts::own_target`]
     OwnTarget,
-    /// [`Facts::targets`]
-    Targets,
     /// [`Facts::own_records`]
     OwnRecords,
     /// [`Facts::records`]

@@ -167,7 +167,6 @@ impl World {
             group: None,
             abandoned: None,
             own_target: None,
-            targets: None,
             own_records: None,
             records: None,
             peers: None,
@@ -192,7 +191,7 @@ impl World {
         let at = now - self.hosts[host].booted;
         let answered = match look {
             Look::Group | Look::Abandoned => self.call(host, Api::Autoscaling),
-            Look::OwnTarget | Look::Targets => self.call(host, Api::LoadBalancer),
+            Look::OwnTarget => self.call(host, Api::LoadBalancer),
             Look::OwnRecords => self.call(host, Api::Route53),
             Look::Records => {
                 let pages = self.zone.records.len().div_ceil(300).max(1);
@@ -249,7 +248,6 @@ impl World {
                 let is = self.target(&own);
                 facts_of(self, &|facts| facts.own_target = Some(Seen { at, is }));
             }
-            Look::Targets => {}
             Look::OwnRecords => {
                 let records = self.zone.records.iter();
                 let records =
@@ -327,7 +325,7 @@ impl World {
             | Action::AskForReplacement
             | Action::RaiseDesired { .. }
             | Action::Attach => Some(Api::Autoscaling),
-            Action::RegisterTarget | Action::DeregisterTarget { .. } => Some(Api::LoadBalancer),
+            Action::RegisterTarget | Action::DeregisterTarget => Some(Api::LoadBalancer),
             Action::WriteOwnRecords { .. } | Action::DeleteRecord { .. } => Some(Api::Route53),
             Action::RefuseUploads | Action::LetGo => None,
         };
@@ -365,7 +363,7 @@ impl World {
                 assert!(!self.group.attached, "the group registers them itself");
                 self.targets.register(&id, now);
             }
-            Action::DeregisterTarget { instance } => self.targets.deregister(&instance, now),
+            Action::DeregisterTarget => self.targets.deregister(&id, now),
             Action::WriteOwnRecords { records } => {
                 self.check_write(host);
                 let change = self.zone.upsert(&records);

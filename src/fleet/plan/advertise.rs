@@ -222,8 +222,7 @@ impl Turn<'_> {
                 false
             }
             Some(_) => {
-                let instance = self.facts.own.id.clone();
-                let action = Action::DeregisterTarget { instance };
+                let action = Action::DeregisterTarget;
                 self.attempt(Try::OwnTarget, action, "this instance goes");
                 if let Some(at) = self.last_attempt(Try::OwnTarget) {
                     self.need(Look::OwnTarget, at + SETTLES);

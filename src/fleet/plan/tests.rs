@@ -2,8 +2,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::super::facts::{
-    Group, Hook, Member, Metadata, Own, OwnRecords, Peers, Records, Routing, Seen, Signals,
-    Transition,
+    Group, Hook, InstanceId, Member, Metadata, Own, OwnRecords, Peers, Records, Routing, Seen,
+    Signals, Transition,
 };
 use super::super::memory::Kept;
 use super::*;
@@ -97,7 +97,6 @@ fn driver(state: &str, peers: &[&'static str]) -> Driver {
             group: None,
             abandoned: None,
             own_target: None,
-            targets: None,
             own_records: None,
             records: None,
             peers: None,
@@ -205,7 +204,7 @@ impl Driver {
                 };
                 self.facts.peers = Some(Seen { at, is });
             }
-            Look::OwnTarget | Look::Targets => unreachable!("there is no load balancer"),
+            Look::OwnTarget => unreachable!("there is no load balancer"),
         }
     }
 

@@ -253,7 +253,6 @@ impl<'a> Turn<'a> {
             Look::Group => facts.group.as_ref().map(|seen| seen.at),
             Look::Abandoned => facts.abandoned.as_ref().map(|seen| seen.at),
             Look::OwnTarget => facts.own_target.as_ref().map(|seen| seen.at),
-            Look::Targets => facts.targets.as_ref().map(|seen| seen.at),
             Look::OwnRecords => facts.own_records.as_ref().map(|seen| seen.at),
             Look::Records => facts.records.as_ref().map(|seen| seen.at),
             Look::Peers => facts.peers.as_ref().map(|seen| seen.at),
