@@ -176,6 +176,9 @@ impl World {
         facts.metadata.spot = spot
             .filter(|_| now >= self.metadata_outage)
             .or(facts.metadata.spot);
+        if facts.metadata.spot.is_some() {
+            self.check.heard.insert(host);
+        }
         facts.stop = stop;
         facts.signals = Signals {
             ready,

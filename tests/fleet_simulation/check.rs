@@ -134,6 +134,10 @@ pub struct Check {
     orphans: BTreeMap<InstanceId, Duration>,
     /// When each was answered last.
     answered: BTreeMap<InstanceId, Duration>,
+    /// Hosts whose agent has read that EC2 takes them.
+    pub heard: BTreeSet<usize>,
+    /// Hosts of which a hook ran out.
+    ran_out: BTreeSet<usize>,
     /// Completions of each hook of each host: with effect, and without.
     completions: BTreeMap<(usize, String), (u32, u32)>,
     spins: BTreeMap<usize, u32>,
@@ -408,7 +412,12 @@ impl World {
             entry.1 += 1;
         }
         let (effects, vain) = *entry;
-        let allowed = if self.scenario.stale { 3 } else { 0 };
+        // One more where the hook ran out a moment before.
+        let allowed = if self.scenario.stale {
+            3
+        } else {
+            u32::from(self.check.ran_out.contains(&host))
+        };
         if effects > 1 || vain > allowed {
             let id = &self.hosts[host].id;
             self.check.fail(format!(
@@ -448,6 +457,7 @@ impl World {
 
     /// A hook that ran out under an agent that could have spoken.
     pub fn check_timed_out(&mut self, host: usize, transition: Transition) {
+        self.check.ran_out.insert(host);
         let one = &self.hosts[host];
         let disturbed = self.check.faults.iter().any(|fault| {
             matches!(
@@ -493,7 +503,13 @@ impl World {
             .faults
             .iter()
             .any(|one| matches!(one, Fault::MetadataOutage(_)));
-        if reached && !unheard && one.answers(self.now) && self.scenario.lost == 0 && named {
+        if reached
+            && !unheard
+            && self.check.heard.contains(&host)
+            && one.answers(self.now)
+            && self.scenario.lost == 0
+            && named
+        {
             let id = &one.id;
             self.check
                 .fail(format!("{id} is taken by EC2, and still in the name"));
@@ -522,7 +538,11 @@ impl World {
         let unwell = others
             .clone()
             .filter(|(_, row)| !row.healthy || row.state.is_terminating());
-        if let Some((other, _)) = unwell.clone().next() {
+        // Who is shown a list without the other can't know.
+        let mut lacking = self.scenario.lacking.iter();
+        let shown =
+            !lacking.any(|(from, to, _)| (*from..*to + Duration::from_secs(5)).contains(&self.now));
+        if let Some((other, _)) = unwell.clone().next().filter(|_| shown) {
             self.check.fail(format!(
                 "{id} calls itself unhealthy while {other} is being replaced"
             ));
