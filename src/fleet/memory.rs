@@ -42,6 +42,8 @@ pub struct Memory {
     pub(super) finishing: Option<Duration>,
     /// Instances of which something is left, by what is known of their absence.
     pub(super) absent: BTreeMap<InstanceId, Absent>,
+    /// Whether this instance looks for garbage, by a term and a listing: ranks of thousands cost.
+    pub(super) collects: Option<(u64, Duration, bool)>,
     /// Since when each thing that one instance does for all is wanted.
     pub(super) turns: BTreeMap<&'static str, Duration>,
 }
@@ -66,6 +68,7 @@ impl Memory {
             record_gone: None,
             finishing: None,
             absent: BTreeMap::new(),
+            collects: None,
             turns: BTreeMap::new(),
         }
     }

@@ -119,7 +119,7 @@ impl Scenario {
             lacking: Vec::new(),
             lost: 0,
             faults: Vec::new(),
-            end: minutes(60 * if instances > 2000 { 10 } else { 3 }),
+            end: minutes(60 * if instances > 2000 { 7 } else { 3 }),
         }
     }
 

@@ -84,14 +84,22 @@ impl Turn<'_> {
     }
 
     /// Whether this instance is one of those that look now.
-    fn collects(&self) -> bool {
+    fn collects(&mut self) -> bool {
         let size = self.size();
         if size <= COLLECTORS {
             return true;
         }
         // Hosts have booted at different times, so terms differ: then a few more look, or fewer.
         let term = self.facts.now.as_secs() / TERM.as_secs();
-        self.rank(&format!("collect {term}")) < COLLECTORS
+        let listed = self.group().map(|group| group.at).unwrap_or_default();
+        match self.memory.collects {
+            Some((of, at, collects)) if (of, at) == (term, listed) => collects,
+            _ => {
+                let collects = self.rank(&format!("collect {term}")) < COLLECTORS;
+                self.memory.collects = Some((term, listed, collects));
+                collects
+            }
+        }
     }
 
     /// A listing that is cut short, or of before this instance, says nothing about others.
