@@ -26,7 +26,7 @@ use crate::store::{Store, StoreError};
 use crate::systemd::listen::Passed;
 use crate::systemd::notify;
 use crate::tls::LiveIdentity;
-use crate::{admin, status};
+use crate::{admin, fleet, status};
 
 use signals::Signals;
 
@@ -56,10 +56,8 @@ pub enum AgentError {
         /// What came back.
         source: io::Error,
     },
-    /// A role that can be configured and checked, and not run.
-    #[error(
-        "this version does not run the role {0} yet (`role`): it runs mirror, reader and client"
-    )]
+    /// Something is configured that this version can't do.
+    #[error("{0}")]
     NotYet(&'static str),
     /// The certificate or its key can't be used.
     #[error("can't serve TLS (`tls`): {0}")]
@@ -107,8 +105,13 @@ pub async fn run(
     mut passed: Passed,
 ) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
-    if let role @ Role::Writer = settings.role() {
-        return Err(AgentError::NotYet(role.as_str()));
+    if settings.role() == Role::Writer {
+        return Err(AgentError::NotYet(
+            "this version does not run the role writer yet (`role`): it runs mirror, reader and client",
+        ));
+    }
+    if let Some(reason) = fleet::not_yet(&settings.fleet) {
+        return Err(AgentError::NotYet(reason));
     }
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;

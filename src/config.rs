@@ -27,10 +27,12 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AccessKeys, AdminAddress, AuthSettings, ClientSettings, Credentials, DockerSettings, Drift,
-    Encryption, Freshness, HealthSettings, HostSettings, HostedSettings, LogFormat, LogLevel,
-    LogSettings, Manage, Pull, Restart, Role, S3Settings, Secret, Serving, Settings, Sparse,
-    Storage, Timeouts, TlsSettings, UpstreamSettings,
+    AccessKeys, AdminAddress, AuthSettings, AutoscalingSettings, ClientSettings, Credentials,
+    DnsPolicy, DnsProvider, DnsSettings, DockerSettings, Drift, Encryption, FleetSettings,
+    Freshness, HealthSettings, HostSettings, HostedSettings, LoadBalancerSettings, LogFormat,
+    LogLevel, LogSettings, Manage, Members, Pull, Restart, Role, S3Settings, Secret, Serving,
+    Settings, Sparse, Storage, Timeouts, TlsSettings, TsigAlgorithm, TsigSettings,
+    UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};
 

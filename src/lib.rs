@@ -15,6 +15,10 @@
 //! **Host** ([`host`]: facts -> plan -> apply -> verify) wires this host's container engines to the
 //! mirror; [`systemd`] is how it and the agent speak with the service manager.
 //!
+//! **Fleet** ([`fleet`]: observe -> plan -> apply) keeps this host's place in a fleet of mirrors. What
+//! is decided is here; nothing observes or applies yet, so the agent refuses a `fleet` that would
+//! need it.
+//!
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
 //! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`resolve`] finds hosts by their names; [`cli`] is the command line;
@@ -27,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod descriptors;
 pub mod failpoint;
+pub mod fleet;
 pub mod health;
 pub mod host;
 pub mod hosted;

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use registry_agent::config::{self, Sources};
-use registry_agent::config::{Encryption, Serving, Settings, Storage};
+use registry_agent::config::{DnsProvider, Encryption, FleetSettings, Serving, Settings, Storage};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -149,6 +149,7 @@ fn shown(settings: &Settings) -> Value {
             "withdraw_after": format!("{:?}", settings.host.withdraw_after),
             "local_name": settings.host.local_name,
         },
+        "fleet": shown_fleet(&settings.fleet),
     });
     if let Some(serving) = &settings.serving {
         let Value::Object(serving) = shown_serving(serving) else {
@@ -180,6 +181,33 @@ fn shown_bucket(serving: &Serving) -> Value {
         "encryption": encryption,
         "access_key": bucket.keys.as_ref().map(|keys| &keys.id),
     })
+}
+
+fn shown_fleet(fleet: &FleetSettings) -> Value {
+    if fleet.is_off() {
+        assert_eq!(*fleet, FleetSettings::default());
+        return Value::Null;
+    }
+    let mut shown = json!({
+        "instances": fleet.instances,
+        "warm": fleet.warm,
+        "leave_on_stop": fleet.leave_on_stop,
+        "enforce": fleet.enforce,
+        "attach": fleet.attach,
+        "members": format!("{:?}", fleet.members.as_ref().unwrap()),
+        "target_group": fleet.load_balancer.as_ref().map(|one| &one.target_group),
+    });
+    if let Some(dns) = &fleet.dns {
+        shown["dns"] = json!({
+            "name": dns.name,
+            "ttl": format!("{:?}", dns.ttl),
+            "provider": format!("{:?}", dns.provider),
+        });
+        if let DnsProvider::Rfc2136 { tsig, .. } = &dns.provider {
+            shown["dns"]["secret"] = tsig.secret.reveal().into();
+        }
+    }
+    shown
 }
 
 fn shown_serving(serving: &Serving) -> Value {

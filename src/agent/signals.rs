@@ -69,12 +69,14 @@ fn reload(shared: &Shared, sources: &Sources, level: &LevelHandle) {
         ("admin", before.admin != after.admin),
         ("log.format", before.log.format != after.log.format),
         ("log.fields", before.log.fields != after.log.fields),
+        ("fleet", before.fleet != after.fleet),
     ];
     tell_fixed(&fixed);
     // What is shown must be what is in force.
     after.admin.clone_from(&before.admin);
     after.log.format = before.log.format;
     after.log.fields.clone_from(&before.log.fields);
+    after.fleet.clone_from(&before.fleet);
     match (&before.serving, &mut after.serving) {
         (Some(before), Some(after)) => reload_serving(shared, before, after),
         // The role has changed.

@@ -7,6 +7,7 @@ use crate::config::{
     self, HostSettings, HostedSettings, Loaded, Manage, Pull, Restart, Serving, Sources, Sparse,
     Storage,
 };
+use crate::fleet;
 use crate::store::layout::Prefix;
 
 /// Reads the configuration and starts nothing.
@@ -17,9 +18,12 @@ use crate::store::layout::Prefix;
 pub fn check(sources: &Sources) -> ExitCode {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     let written = match config::load(sources) {
-        Ok(loaded) => warn(&mut err, &loaded)
-            .and_then(|()| report(&mut out, &loaded))
-            .map(|()| ExitCode::SUCCESS),
+        Ok(loaded) => match fleet::not_yet(&loaded.settings.fleet) {
+            Some(reason) => writeln!(err, "fleet: {reason}").map(|()| ExitCode::from(2)),
+            None => warn(&mut err, &loaded)
+                .and_then(|()| report(&mut out, &loaded))
+                .map(|()| ExitCode::SUCCESS),
+        },
         Err(errors) => writeln!(err, "{errors}").map(|()| ExitCode::from(2)),
     };
     written.unwrap_or(ExitCode::FAILURE)
@@ -177,6 +181,26 @@ fn report_hosted(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::path::Path;
+
+    #[test]
+    fn a_fleet_that_this_version_can_not_join_is_refused() {
+        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config");
+        let checked = |case: &str| {
+            let config = Some(cases.join(case).join("config.yaml"));
+            let state = (
+                "STATE_DIRECTORY".to_owned(),
+                "/var/lib/registry-agent".to_owned(),
+            );
+            check(&Sources {
+                config,
+                distribution: None,
+                environment: vec![state],
+            })
+        };
+        assert_eq!(checked("every-key"), ExitCode::SUCCESS);
+        assert_eq!(checked("fleet-autoscaling"), ExitCode::from(2));
+        assert_eq!(checked("fleet-peers"), ExitCode::from(2));
+    }
 
     #[test]
     fn the_report_says_what_would_run_and_no_password() {

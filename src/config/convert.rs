@@ -1,6 +1,7 @@
 //! From what was said to settings that can't be invalid.
 
 mod credentials;
+mod fleet;
 mod host;
 mod hosted;
 mod storage;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use url::Url;
 
 use super::error::{KeyPath, Place, Remark, quoted};
@@ -20,8 +21,8 @@ use super::fragment::{CacheFragment, Fragment, LogFragment, OneOrMany, UpstreamF
 use super::limit::CacheLimit;
 use super::merge::Merged;
 use super::settings::{
-    AdminAddress, ClientSettings, Freshness, HealthSettings, LogFormat, LogLevel, LogSettings,
-    Role, Serving, Settings, Storage, Timeouts, UpstreamSettings,
+    AdminAddress, ClientSettings, FleetSettings, Freshness, HealthSettings, LogFormat, LogLevel,
+    LogSettings, Role, Serving, Settings, Storage, Timeouts, UpstreamSettings,
 };
 use super::source::Sources;
 use crate::oci::RegistryHost;
@@ -132,8 +133,13 @@ impl Conversion<'_> {
         let health = fragment.health.unwrap_or_default();
         let least = Duration::from_millis(1);
         let interval = self.duration("health.interval", health.interval, 10, least);
-        let dns = fragment.fleet.unwrap_or_default().dns.unwrap_or_default();
-        let local_name = dns.hosts.unwrap_or_default().name;
+        let mut fleet = fragment.fleet.unwrap_or_default();
+        let hosts = fleet.dns.as_mut().and_then(|dns| dns.hosts.take());
+        let local_name = hosts.unwrap_or_default().name;
+        let fleet = match own {
+            Some(_) => self.fleet(fleet),
+            None => Some(FleetSettings::default()),
+        };
         let host = fragment.host.unwrap_or_default();
         let host = self.host(host, local_name, own, mirrored);
         Some(Settings {
@@ -145,6 +151,7 @@ impl Conversion<'_> {
             },
             log: log(fragment.log.unwrap_or_default()),
             host: host?,
+            fleet: fleet?,
         })
     }
 
@@ -229,6 +236,23 @@ impl Conversion<'_> {
             if self.merged.members().contains_key(*key) {
                 let message = "is not used: a client serves nothing";
                 let warning = self.merged.remark(&KeyPath::of(key), message);
+                self.warnings.push(warning);
+            }
+        }
+        let members = self.merged.members();
+        let fleet = members.get("fleet").and_then(Value::as_object);
+        let dns = fleet
+            .and_then(|fleet| fleet.get("dns"))
+            .and_then(Value::as_object);
+        // A client can have a name of its own.
+        for (path, members, own) in [("fleet", fleet, "dns"), ("fleet.dns", dns, "hosts")] {
+            for key in members
+                .into_iter()
+                .flat_map(Map::keys)
+                .filter(|key| *key != own)
+            {
+                let message = "is not used: a client is no mirror of the fleet";
+                let warning = self.merged.remark(&KeyPath::of(path).key(key), message);
                 self.warnings.push(warning);
             }
         }

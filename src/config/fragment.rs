@@ -3,12 +3,19 @@
 //! The doc comments here are what an editor shows, so they are written for the person who edits
 //! the file. Every key may be left out; one that is empty (`listen:`) says nothing.
 
+mod fleet;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::settings::{Drift, LogFormat, LogLevel, Pull, Restart, Role, Secret, Sparse};
+
+pub(super) use fleet::{
+    AutoscalingFragment, DnsFragment, FleetFragment, LoadBalancerFragment, Rfc2136Fragment,
+    Route53Fragment, TsigFragment,
+};
 
 /// The configuration of registry-agent: `/etc/registry-agent/config.yaml`, the files in
 /// `config.d/` beside it, and `REGISTRY_AGENT_*` environment variables, of which the last to name
@@ -109,31 +116,6 @@ pub(super) struct HostFragment {
     /// Default: 30s.
     #[schemars(example = &"30s")]
     pub withdraw_after: Option<String>,
-}
-
-/// How this host takes part in a fleet.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct FleetFragment {
-    /// The names by which registries are found.
-    pub dns: Option<DnsFragment>,
-}
-
-/// The names by which registries are found.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct DnsFragment {
-    /// A name of this host's own registry, for this host alone.
-    pub hosts: Option<HostsFragment>,
-}
-
-/// A name of this host's own registry, in `/etc/hosts`.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct HostsFragment {
-    /// The name. Default: none.
-    #[schemars(example = &"docker-local.example.com")]
-    pub name: Option<String>,
 }
 
 /// How docker is wired.

@@ -14,14 +14,7 @@ const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
 
 /// Keys of the configuration's contract that this version does not act on. To take them in silence
 /// would be to promise what is not done (a `fleet` that nobody joins).
-const NOT_YET: &[(&str, &str)] = &[
-    ("storage.s3.redirect", "send clients to S3 itself"),
-    ("fleet.instances", "take part in a fleet"),
-    ("fleet.autoscaling", "take part in a fleet"),
-    ("fleet.load_balancer", "take part in a fleet"),
-    ("fleet.dns.route53", "change DNS"),
-    ("fleet.dns.rfc2136", "change DNS"),
-];
+const NOT_YET: &[(&str, &str)] = &[("storage.s3.redirect", "send clients to S3 itself")];
 
 /// The JSON Schema (draft 2020-12) of a configuration file, for editors. The loader itself checks
 /// every file and variable against it.

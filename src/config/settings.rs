@@ -1,5 +1,7 @@
 //! Settings: a configuration that can't be invalid.
 
+mod fleet;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,11 @@ use url::Url;
 
 use super::limit::CacheLimit;
 use crate::oci::{Patterns, RegistryHost};
+
+pub use fleet::{
+    AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings, LoadBalancerSettings,
+    Members, TsigAlgorithm, TsigSettings,
+};
 
 /// Everything the agent was told, checked. Each field's default is what runs with no file at all.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +33,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// How this host's container engines are wired.
     pub host: HostSettings,
+    /// How it takes part in a fleet.
+    pub fleet: FleetSettings,
 }
 
 impl Settings {

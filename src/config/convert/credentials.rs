@@ -48,7 +48,7 @@ impl Conversion<'_> {
         })
     }
 
-    fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
+    pub(super) fn password_file(&mut self, path: &KeyPath, said: &str) -> Option<Secret> {
         let file = self.beside(path, said);
         match read_password(&file) {
             Ok(password) => Some(Secret::new(password)),

@@ -45,7 +45,7 @@ impl Conversion<'_> {
         let least = Duration::from_secs(1);
         let withdraw_after = self.duration("host.withdraw_after", said.withdraw_after, 30, least);
         let local_name = match local_name {
-            Some(name) => Some(self.local_name(&name)?),
+            Some(name) => Some(self.host_name(&KeyPath::of("fleet.dns.hosts.name"), &name)?),
             None => None,
         };
         Some(HostSettings {
@@ -83,7 +83,7 @@ impl Conversion<'_> {
     }
 
     /// A host's name (RFC 1123, section 2.1), in lower case.
-    fn local_name(&mut self, said: &str) -> Option<String> {
+    pub(super) fn host_name(&mut self, path: &KeyPath, said: &str) -> Option<String> {
         let label = |label: &str| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
@@ -98,7 +98,7 @@ impl Conversion<'_> {
              docker-local.example.com",
             quoted(said)
         );
-        self.refuse(&KeyPath::of("fleet.dns.hosts.name"), message)
+        self.refuse(path, message)
     }
 }
 
