@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::MutexGuard;
 
 mod payload;
+pub mod tokens;
 mod uploads;
 pub mod users;
 
