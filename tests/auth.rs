@@ -313,12 +313,15 @@ fn assert_challenged(reply: &Reply, scope: &str, error: Option<&str>) {
     if !scope.is_empty() {
         expected += &format!(",scope=\"{scope}\"");
     }
+    let text = reply.json()["errors"][0]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(text.contains(&format!("docker login {HERE}")), "{text}");
     if let Some(error) = error {
-        expected += &format!(",error=\"{error}\"");
+        expected += &format!(",error=\"{error}\",error_description=\"{text}\"");
     }
     assert_eq!(reply.header("www-authenticate"), Some(expected.as_str()));
-    let text = reply.json().to_string();
-    assert!(text.contains(&format!("docker login {HERE}")), "{text}");
 }
 
 #[test]

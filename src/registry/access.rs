@@ -118,7 +118,7 @@ fn challenge(
     auth: &AuthSettings,
     request: &Request<()>,
     needed: &Needed,
-    wrong: Option<&'static str>,
+    wrong: Option<(&str, &str)>,
 ) -> String {
     let Some(authority) = named(auth, request) else {
         return BASIC.to_owned();
@@ -135,8 +135,9 @@ fn challenge(
         let scopes: Vec<String> = scopes.iter().map(Scope::to_string).collect();
         challenge += &format!(",scope=\"{}\"", scopes.join(" "));
     }
-    if let Some(wrong) = wrong {
-        challenge += &format!(",error=\"{wrong}\"");
+    // docker shows its user no other words than these.
+    if let Some((wrong, description)) = wrong {
+        challenge += &format!(",error=\"{wrong}\",error_description=\"{description}\"");
     }
     challenge
 }
@@ -198,6 +199,7 @@ impl Registry {
         judge(verdict, auth.and_then(|(_, auth)| named(auth, request))).map_err(
             |refusal| match auth {
                 Some((serving, auth)) if verdict == Verdict::Stranger => {
+                    let wrong = wrong.map(|wrong| (wrong, refusal.message.as_str()));
                     let challenge = challenge(serving, auth, request, needed, wrong);
                     refusal.with_header(WWW_AUTHENTICATE, challenge)
                 }

@@ -47,6 +47,8 @@ pub const REFERRERS: &str = "registry-agent/referrers";
 pub const SHARED: &str = "registry-agent/shared";
 /// The folder of all repositories of which what they have was pushed here.
 pub const HOSTED: &str = "registry-agent/hosted";
+/// The folder of all repositories of which something was set aside.
+pub const ASIDE: &str = "registry-agent/aside";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
@@ -281,7 +283,17 @@ pub fn own(repository: &Repository) -> String {
 
 /// Where what was cached of a repository is, since it is pushed here.
 pub fn aside(repository: &Repository, seconds: u64) -> String {
-    format!("{OWN}/aside/{repository}/_since/{seconds}")
+    format!("{}/{seconds}", all_aside(repository))
+}
+
+/// The folder of all that was set aside of a repository, each by when: in seconds since 1970.
+pub fn all_aside(repository: &Repository) -> String {
+    format!("{ASIDE}/{repository}/_since")
+}
+
+/// A file that only who may write to the storage can make.
+pub fn proof(id: &UploadId) -> String {
+    format!("{TEMPORARY}/proof-{id}")
 }
 
 /// The folder of the manifests, hashed by one algorithm, that are about another one.

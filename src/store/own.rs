@@ -200,6 +200,8 @@ impl Filesystem {
         if !self.root.join(layout::blob(digest)).exists() {
             return Ok(false);
         }
+        // So that it stays until its manifest comes.
+        self.touch(digest);
         self.link_own(&layout::layer_link(of, digest), digest)?;
         Ok(true)
     }
@@ -488,6 +490,9 @@ impl Store {
         self.run(move |store| {
             let mut lacking = Vec::new();
             for digest in blobs {
+                // What is here now is used, and stays until the manifest is.
+                let _lease = store.leases.take(&digest);
+                store.touch(&digest);
                 let here = store.root.join(layout::blob(&digest)).exists();
                 if !here || !store.has_link(&of, &digest)? {
                     lacking.push(digest);

@@ -9,6 +9,7 @@ mod layout;
 mod outage;
 mod private;
 mod pull;
+mod push;
 mod registries;
 mod service;
 mod units;
