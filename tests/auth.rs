@@ -309,18 +309,20 @@ fn by_token(agent: &Agent, method: &str, target: &str, token: &str) -> Reply {
 #[track_caller]
 fn assert_challenged(reply: &Reply, scope: &str, error: Option<&str>) {
     reply.assert_error(401, "UNAUTHORIZED");
-    let mut expected = format!("Bearer realm=\"http://{HERE}/v2/_token\",service=\"{HERE}\"");
-    if !scope.is_empty() {
-        expected += &format!(",scope=\"{scope}\"");
-    }
+    let expected = format!("Bearer realm=\"http://{HERE}/v2/_token\",service=\"{HERE}\"");
+    let scope = match scope {
+        "" => String::new(),
+        scope => format!(",scope=\"{scope}\""),
+    };
     let text = reply.json()["errors"][0]["message"]
         .as_str()
         .unwrap()
         .to_owned();
     assert!(text.contains(&format!("docker login {HERE}")), "{text}");
-    if let Some(error) = error {
-        expected += &format!(",error=\"{error}\",error_description=\"{text}\"");
-    }
+    let error = error.map_or(String::new(), |error| {
+        format!(",error=\"{error}\",error_description=\"{text}\"")
+    });
+    let expected = expected + &scope + &error;
     assert_eq!(reply.header("www-authenticate"), Some(expected.as_str()));
 }
 

@@ -233,12 +233,12 @@ fn a_push_that_was_told_of_a_blob_finds_it_while_a_collection_goes_on() {
                 })
             })
             .collect();
-        let pushed: Vec<_> = pushes
+        let ended: Vec<_> = pushes
             .into_iter()
             .map(thread::ScopedJoinHandle::join)
             .collect();
         over.store(true, Ordering::Relaxed);
-        assert!(pushed.iter().all(Result::is_ok), "a push has failed");
+        assert!(ended.iter().all(Result::is_ok), "a push has failed");
     });
     collect(&agent);
     for blob in &blobs {

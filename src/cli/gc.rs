@@ -1,7 +1,7 @@
 //! `registry-agent gc`.
 
 use std::fmt::{self, Display, Formatter};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -70,7 +70,7 @@ async fn beside(
 ) -> Result<Collected, String> {
     let proof = UploadId::random().map_err(|error| error.to_string())?;
     let path = root.join(layout::proof(&proof));
-    fs::write(&path, b"").map_err(|error| {
+    File::create_new(&path).map_err(|error| {
         let path = path.display();
         format!("only who may write to the storage may remove from it: can't write {path}: {error}")
     })?;

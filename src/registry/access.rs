@@ -2,6 +2,8 @@
 //! for one ([`super::token`]), and a pull of one where the configuration says so. What is mirrored is
 //! given to everybody: a mirror that asked for a password would be given those of Docker Hub.
 
+use std::fmt::Write as _;
+
 use http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, Request};
 
@@ -133,11 +135,15 @@ fn challenge(
         format!("Bearer realm=\"{scheme}://{authority}{TOKENS}\",service=\"{service}\"");
     if let Needed::Scopes(scopes) = needed {
         let scopes: Vec<String> = scopes.iter().map(Scope::to_string).collect();
-        challenge += &format!(",scope=\"{}\"", scopes.join(" "));
+        let scopes = scopes.join(" ");
+        let _ = write!(challenge, ",scope=\"{scopes}\"");
     }
     // docker shows its user no other words than these.
     if let Some((wrong, description)) = wrong {
-        challenge += &format!(",error=\"{wrong}\",error_description=\"{description}\"");
+        let _ = write!(
+            challenge,
+            ",error=\"{wrong}\",error_description=\"{description}\""
+        );
     }
     challenge
 }

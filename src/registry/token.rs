@@ -1,6 +1,6 @@
 //! Where tokens are given, under `auth.name` alone: by GET, with a password or without (distribution,
-//! "Token Authentication Specification"), and by POST with a password in a form ("OAuth2 Token
-//! Authentication"), which containerd and BuildKit try first. What may not be had is left out of a
+//! "Token Authentication Specification"), and by POST with a password in a form ("Authentication
+//! using `OAuth2`"), which containerd and BuildKit try first. What may not be had is left out of a
 //! token, as the specification has it, so that who has no password gets one to pull with.
 
 use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, WWW_AUTHENTICATE};
