@@ -30,7 +30,7 @@ fn fixture() -> Fixture {
         .link_own(&layout::layer_link(&first, &blob), &blob)
         .unwrap();
     for path in [layout::blob(&blob), layout::layer_link(&first, &blob)] {
-        let then = SystemTime::now() - GRACE - Duration::from_secs(60);
+        let then = SystemTime::now() - GRACE - Duration::from_mins(1);
         let times = FileTimes::new().set_accessed(then).set_modified(then);
         let file = File::options().write(true).open(store.root.join(path));
         file.unwrap().set_times(times).unwrap();
@@ -91,7 +91,7 @@ fn what_is_used_after_it_was_marked_stays() {
             assert_eq!(lacks.unwrap(), []);
         }),
         ("a mount", |it| {
-            assert!(it.store.mount(&it.second, &it.blob).unwrap())
+            assert!(it.store.mount(&it.second, &it.blob).unwrap());
         }),
     ];
     for (name, used) in uses {
