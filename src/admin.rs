@@ -1,7 +1,8 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status`. Read only, and never on the
-//! registry's port: what it tells is for the people of this host.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status`. Read only but for
+//! [`collect`], and never on the registry's port: what it tells is for the people of this host.
 
 pub mod client;
+mod collect;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,9 @@ fn listen_unix(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers one request; never fails.
 pub async fn answer<B>(request: Request<B>, shared: Arc<Shared>) -> Response<Body> {
+    if request.uri().path() == collect::PATH && request.method() == Method::POST {
+        return collect::answer(request.uri().query(), &shared).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let status = StatusCode::METHOD_NOT_ALLOWED;
         let mut response = Body::answer(status, TEXT, "GET and HEAD only\n");

@@ -16,6 +16,7 @@ use warm::{ClientIdentity, Platform, Platforms};
 
 pub mod apply;
 mod check;
+mod gc;
 mod generate;
 pub mod host;
 mod install;
@@ -76,6 +77,15 @@ enum Verb {
         /// Remove what is wrong: it is fetched again when somebody asks for it
         #[arg(long)]
         repair: bool,
+    },
+    /// Remove what nobody needs of what was pushed: blobs that no manifest names, uploads that were
+    /// given up. Exit code 1 if that can't be done, or not all
+    Gc {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Remove nothing, and say what would be, with its bytes
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Show what would be changed on this host, and change nothing; exit code 2 if there is something
     Plan {
@@ -152,6 +162,7 @@ pub fn main() -> ExitCode {
             warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
         }
         Verb::Verify { config, repair } => verify::verify(&config.sources().of_this_host(), repair),
+        Verb::Gc { config, dry_run } => gc::gc(&config.sources().of_this_host(), dry_run),
         Verb::Plan {
             print_facts: true,
             config,

@@ -57,6 +57,10 @@ pub enum Failpoint {
     UploadRenamed,
     /// An upload is linked; nobody has an answer.
     UploadLinked,
+    /// A repository has lost its link to a blob that nobody needs; the blob is here.
+    CollectUnlinked,
+    /// A blob that nobody needs is gone.
+    CollectSwept,
     /// A change of the host is found right; nothing is written.
     ApplyChecked,
     /// The journal has what was there before.
@@ -155,6 +159,8 @@ impl Failpoint {
             Self::UploadSynced => "upload-synced",
             Self::UploadRenamed => "upload-renamed",
             Self::UploadLinked => "upload-linked",
+            Self::CollectUnlinked => "collect-unlinked",
+            Self::CollectSwept => "collect-swept",
             Self::ApplyChecked => "apply-checked",
             Self::ApplyJournaled => "apply-journaled",
             Self::ApplyFoldersMade => "apply-folders-made",

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::MutexGuard;
 
 mod payload;
+pub mod tokens;
 mod uploads;
 pub mod users;
 
@@ -209,10 +210,14 @@ impl Hosted {
     pub async fn blob(&self, of: &Repository, digest: &Digest) -> Result<Blob, HostedError> {
         let store = &self.0.store;
         let unknown = || HostedError::BlobUnknown(of.clone(), digest.clone());
-        if !store.is_own(of) || !store.has_link(of, digest).await? {
+        if !store.is_own(of) {
             return Err(unknown());
         }
+        // In this order: while it is open no collection takes the link, nor for a while afterwards.
         let blob = store.blob(digest).await?.ok_or_else(unknown)?;
+        if !store.has_link(of, digest).await? {
+            return Err(unknown());
+        }
         self.0.metrics.blob_hits.inc();
         Ok(blob)
     }
@@ -370,12 +375,9 @@ impl Hosted {
             Sparse::Never => manifest.manifests.clone(),
             Sparse::Indexes | Sparse::Always => Vec::new(),
         };
-        let blobs = match settings.sparse {
-            Sparse::Always => Vec::new(),
-            Sparse::Never | Sparse::Indexes => blobs,
-        };
+        // Whether or not any may be missing: what is here is in use from now on.
         let lacking = self.0.store.lacks(of, blobs, manifests).await?;
-        if !lacking.is_empty() {
+        if settings.sparse != Sparse::Always && !lacking.is_empty() {
             return Err(HostedError::Lacks(of.clone(), lacking));
         }
         let size = manifest.bytes.len() as u64;

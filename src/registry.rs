@@ -25,6 +25,7 @@ mod route;
 mod sendfile;
 pub mod server;
 mod tls;
+mod token;
 mod upload;
 
 pub use body::{Body, TEXT};
@@ -202,8 +203,7 @@ impl Registry {
             Ok(route) => {
                 let hosted = hosted_by(&settings, &route);
                 let needed = access::needed(&settings, &request, &route, hosted.is_some());
-                let known =
-                    needed == access::Needed::Nothing || self.gate.recall(request.headers());
+                let known = self.recalls(&request, &needed);
                 let at_once = known.then(|| self.at_once(&request, &route, hosted.as_ref()));
                 match at_once.flatten() {
                     Some(response) => response,
@@ -248,7 +248,7 @@ impl Registry {
         settings: Arc<Settings>,
         started: Option<Instant>,
     ) -> Response<Body> {
-        let answered = match self.admit(&asked.request, needed).await {
+        let answered = match self.admit(&asked.request, &needed, &settings).await {
             Ok(()) => self.dispatch(&asked, &settings).await,
             Err(refusal) => Err(refusal),
         };
@@ -269,7 +269,7 @@ impl Registry {
     ) -> Response<Body> {
         let (registry, told) = (self.clone(), Arc::clone(&settings));
         let writing = tokio::spawn(async move {
-            let answered = match registry.admit(&asked.request, needed).await {
+            let answered = match registry.admit(&asked.request, &needed, &told).await {
                 Ok(()) => registry.change(&asked, &mut payload, &told).await,
                 Err(refusal) => Err(refusal),
             };
@@ -417,6 +417,7 @@ impl Registry {
                 referrers::answer(&self.mirror, &source, digest, artifact_type.as_deref()).await
             }
             Route::Catalog { page } => list::catalog(&self.mirror, page).await,
+            Route::Token { scopes } => token::get(&self.gate, request, scopes, settings).await,
             Route::Upload { name, .. } => Err(not_hosted(settings, request.method(), Some(name))),
         }
     }
@@ -429,6 +430,9 @@ impl Registry {
         settings: &Settings,
     ) -> Result<Response<Body>, Refusal> {
         let method = asked.request.method();
+        if let Route::Token { .. } = &asked.route {
+            return token::change(&self.gate, &asked.request, payload, settings).await;
+        }
         let (Some(of), Some(serving)) = (&asked.hosted, &settings.serving) else {
             return Err(not_hosted(settings, method, asked.route.name()));
         };

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 pub mod audit;
 mod catalog;
+pub mod collect;
 pub mod filesystem;
 pub mod layout;
 pub mod lease;

@@ -142,6 +142,10 @@ impl Conversion<'_> {
         };
         let host = fragment.host.unwrap_or_default();
         let host = self.host(host, local_name, own, mirrored);
+        let auth = serving
+            .as_ref()
+            .and_then(|serving| serving.as_ref()?.auth.as_ref());
+        self.check_mirror_name(auth, host.as_ref());
         Some(Settings {
             admin: admin?,
             serving: serving?,

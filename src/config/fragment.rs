@@ -208,7 +208,7 @@ pub(super) struct UsersFragment {
     pub pull: Option<Pull>,
     /// The host name that people push to, without a port. docker, podman and skopeo send a password
     /// only where `/v2/` asks for it, and it is asked for under this name alone, since a mirror that
-    /// asks for one is given those of Docker Hub. Default: none.
+    /// asks for one is given those of Docker Hub. Under it, clients are given tokens. Default: none.
     #[schemars(example = &"registry.example.com")]
     pub name: Option<String>,
 }

@@ -21,6 +21,8 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 use tokio::sync::Semaphore;
 
+use super::tokens::{Claims, Scope, Tokens};
+
 /// A larger file is a mistake, in bytes.
 const FILE_LIMIT: u64 = 1024 * 1024;
 /// How often it is looked whether the file has changed.
@@ -158,6 +160,7 @@ pub struct Gate(Arc<Inner>);
 
 struct Inner {
     key: hmac::Key,
+    tokens: Tokens,
     state: Mutex<State>,
     checks: Semaphore,
     waiting: Semaphore,
@@ -194,9 +197,11 @@ pub enum Verdict {
 impl Gate {
     /// A gate that lets nobody in, until it is told of a file.
     pub fn new() -> Result<Self, String> {
+        let no_random = |_| "the system has no random numbers".to_owned();
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
         Ok(Self(Arc::new(Inner {
-            key: key.map_err(|_| "the system has no random numbers".to_owned())?,
+            key: key.map_err(no_random)?,
+            tokens: Tokens::new().map_err(no_random)?,
             state: Mutex::new(State {
                 file: None,
                 users: Arc::new(Users {
@@ -265,11 +270,39 @@ impl Gate {
         tag
     }
 
-    /// Who a request is from.
-    pub async fn ask(&self, headers: &HeaderMap) -> Verdict {
-        let Some(credentials) = credentials(headers) else {
-            return Verdict::Stranger;
+    /// What a request's token says, if it has one that counts.
+    pub fn claims(&self, headers: &HeaderMap) -> Option<Claims> {
+        let said = headers.get(AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, token) = said.split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (tokens, users) = (&self.0.tokens, Arc::clone(&self.state().users));
+        let hash_of = |user: &str| users.hashes.get(user).map(String::as_str);
+        tokens.check(token.trim(), hash_of, tokens.now())
+    }
+
+    /// A token for a user whose password was right, or for nobody; `None` where the user is gone
+    /// meanwhile.
+    pub fn token(&self, user: Option<&str>, scopes: Vec<Scope>) -> Option<String> {
+        let (tokens, users) = (&self.0.tokens, Arc::clone(&self.state().users));
+        let user = match user {
+            Some(user) => Some((user, users.hashes.get(user)?.as_str())),
+            None => None,
         };
+        tokens.issue(user, scopes, tokens.now()).ok()
+    }
+
+    /// Who a request is from, by the password that it shows.
+    pub async fn ask(&self, headers: &HeaderMap) -> Verdict {
+        match credentials(headers) {
+            Some(credentials) => self.ask_of(credentials).await,
+            None => Verdict::Stranger,
+        }
+    }
+
+    /// Whose these are: `user:password`.
+    pub async fn ask_of(&self, credentials: Vec<u8>) -> Verdict {
         let tag = self.tag(&credentials);
         if self.state().remembered.contains(&tag) {
             return Verdict::User;
@@ -311,7 +344,7 @@ impl Gate {
 }
 
 /// `user:password` of a request. Source: RFC 7617.
-fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
+pub fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
     let said = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes)?;
     let (scheme, encoded) = said.split_at_checked(6)?;
     if !scheme.eq_ignore_ascii_case(b"basic ") {

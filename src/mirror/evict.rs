@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::Mirror;
 use crate::config::CacheLimit;
+use crate::store::collect::Collected;
 use crate::store::filesystem::Disk;
 use crate::store::{Removed, StoreError, Stored};
 
@@ -45,6 +46,31 @@ impl Mirror {
             }
             self.keep_within_limit().await;
             tokio::time::sleep(interval()).await;
+        }
+    }
+
+    /// Removes what nobody needs, or only says what that is; nothing is evicted or counted
+    /// meanwhile. It goes on when who has asked for it leaves.
+    pub async fn collect(&self, dry_run: bool) -> Result<Collected, StoreError> {
+        let mirror = self.clone();
+        let collecting = tokio::spawn(async move {
+            let mut last = mirror.0.evictions.0.lock().await;
+            last.all_pushed = None;
+            let collected = mirror.0.store.collect(dry_run).await;
+            mirror.0.metrics.set_cache_bytes(mirror.0.store.bytes());
+            collected
+        });
+        match collecting.await {
+            Ok(collected) => collected,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The agent ends, and nobody waits any longer.
+                Err(error) => Err(StoreError::Io {
+                    action: "collect from",
+                    path: self.0.store.root().to_owned(),
+                    source: std::io::Error::other(error),
+                }),
+            },
         }
     }
 

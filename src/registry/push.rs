@@ -110,10 +110,9 @@ pub(super) async fn answer(
             referrers::hosted(hosted, of, name, digest, artifact_type, last).await
         }
         Route::Upload { name, id, .. } => upload::status(hosted, of, name, id.as_deref()).await,
-        Route::Root | Route::Base | Route::Catalog { .. } => Err(Refusal::new(
-            ErrorCode::NameUnknown,
-            "this is about no repository",
-        )),
+        Route::Root | Route::Base | Route::Catalog { .. } | Route::Token { .. } => Err(
+            Refusal::new(ErrorCode::NameUnknown, "this is about no repository"),
+        ),
     }
 }
 

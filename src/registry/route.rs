@@ -44,6 +44,8 @@ pub(super) enum Route {
     },
     /// `/v2/_catalog`
     Catalog { page: Page },
+    /// `/v2/_token`: no name begins so.
+    Token { scopes: Vec<String> },
     /// `/v2/<name>/blobs/uploads/...` (end-4 to end-6, end-11, end-13, end-14)
     Upload {
         name: Name,
@@ -100,6 +102,7 @@ impl Route {
             Self::Tags { .. } => "tags",
             Self::Referrers { .. } => "referrers",
             Self::Catalog { .. } => "catalog",
+            Self::Token { .. } => "token",
             Self::Upload { .. } => "upload",
         }
     }
@@ -112,7 +115,7 @@ impl Route {
             | Self::Tags { name, .. }
             | Self::Referrers { name, .. }
             | Self::Upload { name, .. } => Some(name),
-            Self::Root | Self::Base | Self::Catalog { .. } => None,
+            Self::Root | Self::Base | Self::Catalog { .. } | Self::Token { .. } => None,
         }
     }
 
@@ -124,7 +127,7 @@ impl Route {
             | Self::Tags { ns, .. }
             | Self::Referrers { ns, .. }
             | Self::Upload { ns, .. } => ns.as_deref(),
-            Self::Root | Self::Base | Self::Catalog { .. } => None,
+            Self::Root | Self::Base | Self::Catalog { .. } | Self::Token { .. } => None,
         }
     }
 
@@ -144,6 +147,11 @@ impl Route {
         if rest == "_catalog" {
             return Ok(Self::Catalog {
                 page: query.page()?,
+            });
+        }
+        if rest == "_token" {
+            return Ok(Self::Token {
+                scopes: query.scopes,
             });
         }
         // Names may hold `blobs`, `manifests` and `tags` themselves: what counts is the end.
@@ -238,6 +246,7 @@ struct Query {
     last: Option<String>,
     artifact_type: Option<String>,
     tags: Vec<String>,
+    scopes: Vec<String>,
     wanted: Wanted,
 }
 
@@ -253,6 +262,10 @@ impl Query {
                 "artifactType" => &mut parsed.artifact_type,
                 "tag" => {
                     parsed.tags.push(value.into_owned());
+                    continue;
+                }
+                "scope" => {
+                    parsed.scopes.push(value.into_owned());
                     continue;
                 }
                 "digest" => &mut parsed.wanted.digest,
@@ -330,6 +343,12 @@ mod tests {
                     ns: None,
                     reference: "manifests".parse().unwrap(),
                     tags: Vec::new(),
+                },
+            ),
+            (
+                "/v2/_token?service=s&scope=a&scope=b%20c".to_owned(),
+                Route::Token {
+                    scopes: vec!["a".to_owned(), "b c".to_owned()],
                 },
             ),
             (

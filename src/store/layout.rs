@@ -54,6 +54,8 @@ pub const SHARED: &str = "registry-agent/shared";
 pub const HOSTED: &str = "registry-agent/hosted";
 /// Keys that are written, and removed again, to see whether a bucket obeys conditions.
 pub const PROBES: &str = "registry-agent/probe";
+/// The folder of all repositories of which something was set aside.
+pub const ASIDE: &str = "registry-agent/aside";
 /// Held locked by the agent that serves the root.
 pub const LOCK: &str = "registry-agent/lock";
 
@@ -340,7 +342,17 @@ pub fn own(repository: &Repository) -> String {
 
 /// Where what was cached of a repository is, since it is pushed here.
 pub fn aside(repository: &Repository, seconds: u64) -> String {
-    format!("{OWN}/aside/{repository}/_since/{seconds}")
+    format!("{}/{seconds}", all_aside(repository))
+}
+
+/// The folder of all that was set aside of a repository, each by when: in seconds since 1970.
+pub fn all_aside(repository: &Repository) -> String {
+    format!("{ASIDE}/{repository}/_since")
+}
+
+/// A file that only who may write to the storage can make.
+pub fn proof(id: &UploadId) -> String {
+    format!("{TEMPORARY}/proof-{id}")
 }
 
 /// The folder of the manifests, hashed by one algorithm, that are about another one.

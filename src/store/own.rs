@@ -200,8 +200,35 @@ impl Filesystem {
         if !self.root.join(layout::blob(digest)).exists() {
             return Ok(false);
         }
+        // So that it stays until its manifest comes.
+        self.touch(digest);
         self.link_own(&layout::layer_link(of, digest), digest)?;
         Ok(true)
+    }
+
+    /// What of these a repository does not have; what it has stays until its manifest is there, or for
+    /// as long as that may take.
+    pub fn lacks(
+        &self,
+        of: &Repository,
+        blobs: Vec<Digest>,
+        manifests: Vec<Digest>,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let mut lacking = Vec::new();
+        for digest in blobs {
+            let _lease = self.leases.take(&digest);
+            self.touch(&digest);
+            let here = self.root.join(layout::blob(&digest)).exists();
+            if !here || !self.has_link(of, &digest)? {
+                lacking.push(digest);
+            }
+        }
+        for digest in manifests {
+            if !self.has_manifest(of, &digest)? {
+                lacking.push(digest);
+            }
+        }
+        Ok(lacking)
     }
 
     /// An own repository that has a blob.
@@ -485,21 +512,7 @@ impl Store {
         manifests: Vec<Digest>,
     ) -> Result<Vec<Digest>, StoreError> {
         let of = of.clone();
-        self.run(move |store| {
-            let mut lacking = Vec::new();
-            for digest in blobs {
-                let here = store.root.join(layout::blob(&digest)).exists();
-                if !here || !store.has_link(&of, &digest)? {
-                    lacking.push(digest);
-                }
-            }
-            for digest in manifests {
-                if !store.has_manifest(&of, &digest)? {
-                    lacking.push(digest);
-                }
-            }
-            Ok(lacking)
-        })
-        .await
+        self.run(move |store| store.lacks(&of, blobs, manifests))
+            .await
     }
 }

@@ -156,7 +156,10 @@ impl Filesystem {
     }
 
     /// Calls back for each blob and manifest, with its size and when it was last used.
-    fn each_blob(&self, mut each: impl FnMut(Digest, u64, SystemTime)) -> Result<(), StoreError> {
+    pub(super) fn each_blob(
+        &self,
+        mut each: impl FnMut(Digest, u64, SystemTime),
+    ) -> Result<(), StoreError> {
         for algorithm in Algorithm::ALL {
             let folder = layout::blobs(algorithm);
             for prefix in self.list(&folder)? {

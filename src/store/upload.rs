@@ -215,7 +215,19 @@ impl Filesystem {
 
     /// Removes the uploads to own repositories that were given up, and says how many.
     pub fn remove_stale_uploads(&self, now: SystemTime) -> Result<u64, StoreError> {
-        let mut removed = 0;
+        let stale = self.stale_uploads(now)?;
+        for (repository, id, _) in &stale {
+            self.cancel_upload(repository, id)?;
+        }
+        Ok(stale.len() as u64)
+    }
+
+    /// The uploads to own repositories that were given up, and the bytes of each.
+    pub(super) fn stale_uploads(
+        &self,
+        now: SystemTime,
+    ) -> Result<Vec<(Repository, UploadId, u64)>, StoreError> {
+        let mut stale = Vec::new();
         for repository in self.own_repositories() {
             for name in self.list(&layout::uploads(&repository))? {
                 let Ok(id) = name.parse::<UploadId>() else {
@@ -224,18 +236,19 @@ impl Filesystem {
                 // One that has ended since is a blob, or nothing.
                 let data = self.root.join(layout::upload_data(&repository, &id));
                 let folder = self.root.join(layout::upload(&repository, &id));
+                let bytes = fs::metadata(&data);
                 let grew = [data, folder].iter().find_map(|path| {
                     let metadata = fs::metadata(path).ok()?;
                     metadata.modified().ok()
                 });
+                let bytes = bytes.map_or(0, |metadata| metadata.len());
                 let age = grew.and_then(|grew| now.duration_since(grew).ok());
                 if age.is_some_and(|age| age > UPLOAD_STALE) {
-                    self.cancel_upload(&repository, &id)?;
-                    removed += 1;
+                    stale.push((repository.clone(), id, bytes));
                 }
             }
         }
-        Ok(removed)
+        Ok(stale)
     }
 }
 

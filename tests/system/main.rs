@@ -13,6 +13,7 @@ mod outage;
 mod packages;
 mod private;
 mod pull;
+mod push;
 mod registries;
 mod service;
 mod units;

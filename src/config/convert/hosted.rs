@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use super::super::error::{KeyPath, quoted};
 use super::super::fragment::{AuthFragment, Fragment, UsersFragment};
-use super::super::settings::{AuthSettings, HostedSettings, TlsSettings, UpstreamSettings};
+use super::super::settings::{
+    AuthSettings, HostSettings, HostedSettings, TlsSettings, UpstreamSettings,
+};
 use super::Conversion;
 use crate::hosted::users;
 use crate::oci::{Pattern, Patterns};
@@ -152,6 +154,25 @@ impl Conversion<'_> {
                 }
                 None
             }
+        }
+    }
+
+    /// docker would offer the user's password of Docker Hub to a mirror that asks for one.
+    pub(super) fn check_mirror_name(
+        &mut self,
+        auth: Option<&AuthSettings>,
+        host: Option<&HostSettings>,
+    ) {
+        let name = auth.and_then(|auth| auth.name.as_deref());
+        if let Some(name) = name
+            && host.is_some_and(|host| host.mirror.host_str() == Some(name))
+        {
+            let message = format!(
+                "{} is `auth.name`, under which passwords are asked for: docker would send those of \
+                 Docker Hub there. Name the mirror by its address, or by another name",
+                quoted(name)
+            );
+            self.refuse::<()>(&KeyPath::of("host.mirror"), message);
         }
     }
 

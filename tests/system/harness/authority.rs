@@ -1,7 +1,8 @@
 //! A certificate authority of the test's own.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -29,6 +30,17 @@ impl Authority {
 
     /// A server certificate for `names`, its chain, and its key.
     pub fn issue(&self, names: &[&str]) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let (leaf, key) = self.sign(names);
+        (vec![leaf.der().clone()], key.into())
+    }
+
+    /// The same in PEM, for an agent's files: the certificate and its key.
+    pub fn issue_pem(&self, names: &[&str]) -> (String, String) {
+        let (leaf, key) = self.sign(names);
+        (leaf.pem(), key.serialize_pem())
+    }
+
+    fn sign(&self, names: &[&str]) -> (Certificate, KeyPair) {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("names for a certificate");
         params.use_authority_key_identifier_extension = true;
@@ -36,6 +48,6 @@ impl Authority {
         let leaf = params
             .signed_by(&key, &self.issuer)
             .expect("signing a certificate");
-        (vec![leaf.der().clone()], key.into())
+        (leaf, key)
     }
 }
