@@ -234,6 +234,7 @@ impl<'a, H: Host> Watch<'a, H> {
             Decision::Tell(wanted) | Decision::Correct(wanted) => {
                 let done = self.change(*wanted).await;
                 self.settled(&decision, done);
+                self.note_own_changes();
                 // What could not be done is not seen as somebody's change, but each engine is named.
                 self.look_at_daemons(*wanted).await;
             }

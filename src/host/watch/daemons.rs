@@ -48,6 +48,13 @@ impl<H: Host> Watch<'_, H> {
             .any(|(path, left)| Signature::of(&self.apply.path(path)) != *left)
     }
 
+    /// The files are as this has just made them.
+    pub(super) fn note_own_changes(&mut self) {
+        for (path, left) in &mut self.left {
+            *left = Signature::of(&self.apply.path(path));
+        }
+    }
+
     /// Whether what the engines were told is still so.
     pub(super) async fn look_at_daemons(&mut self, told: Wanted) {
         self.looked = Some(Instant::now());
@@ -55,7 +62,7 @@ impl<H: Host> Watch<'_, H> {
         let before = std::mem::take(&mut self.left);
         let left: BTreeMap<_, _> = before
             .keys()
-            .map(|path| (path.clone(), Signature::of(&self.apply.path(&path))))
+            .map(|path| (path.clone(), Signature::of(&self.apply.path(path))))
             .collect();
         let (plan, looked_at) = match self.host.look(told).await {
             Ok(looked) => looked,
@@ -67,7 +74,10 @@ impl<H: Host> Watch<'_, H> {
                     self.state.drift = Some(drift);
                 }
                 self.left = left;
-                self.state.next_step = Some(why);
+                // After a change that failed, why it did is what matters.
+                if self.decider.told() == Some(told) {
+                    self.state.next_step = Some(why);
+                }
                 return;
             }
         };

@@ -41,7 +41,9 @@ fn fill(file: &Path) -> io::Result<()> {
     let bytes: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
         .take(SIZE as usize)
         .collect();
-    let mut file = File::create(file)?;
+    // What is there of one was not filled.
+    let _ = fs::remove_file(file);
+    let mut file = File::create_new(file)?;
     file.write_all(&bytes)?;
     file.sync_all()
 }
