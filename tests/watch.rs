@@ -671,7 +671,7 @@ async fn a_full_disk_does_not_keep_the_mirror_from_being_taken_away() {
     it.run(&fake, async |orders| {
         fake.until("wired", is_wired).await;
         disk.fill();
-        let more = fs::write(it.journal.folder().join("more"), "more");
+        let more = write::put(&it.journal.folder().join("more"), &text("more"));
         assert!(more.is_err(), "it is full");
         orders.send(Order::Stop).await.unwrap();
     })
