@@ -189,19 +189,7 @@ pub fn main() -> ExitCode {
             let restart = host.settings().host.docker.restart;
             rollback::rollback(host.system(), restart, plan::show).await
         }),
-        Verb::Host(config) => on_this_host(config.sources(), async |this| {
-            if let AdminAddress::Tcp(address) = this.settings().admin {
-                let error = format!(
-                    "the agent is asked at {address} (`admin`), and this part has no network to ask \
-                     it: leave `admin` out, or say unix:/run/registry-agent/admin.sock"
-                );
-                return fail(&error, 2);
-            }
-            if let Err(error) = log::init(&this.settings().log) {
-                return fail(&error, 1);
-            }
-            host::host(this).await
-        }),
+        Verb::Host(config) => in_runtime(host_part(config.sources())),
         Verb::Install => on_this_host(Sources::from_process(None, None), async |host| {
             install::install(host).await
         }),
@@ -212,15 +200,39 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What the unit runs.
+async fn host_part(sources: Sources) -> ExitCode {
+    let orders = match host::orders() {
+        Ok(orders) => orders,
+        Err(error) => return fail(&format!("can't listen for signals: {error}"), 1),
+    };
+    connected(sources, async |this| {
+        if let AdminAddress::Tcp(address) = this.settings().admin {
+            let error = format!(
+                "the agent is asked at {address} (`admin`), and this part has no network to ask \
+                 it: leave `admin` out, or say unix:/run/registry-agent/admin.sock"
+            );
+            return fail(&error, 2);
+        }
+        if let Err(error) = log::init(&this.settings().log) {
+            return fail(&error, 1);
+        }
+        host::host(this, orders).await
+    })
+    .await
+}
+
 /// Does something on this host, as it is configured there. Exit code 2: the configuration.
 fn on_this_host(sources: Sources, verb: impl AsyncFnOnce(&ThisHost) -> ExitCode) -> ExitCode {
-    in_runtime(async {
-        match ThisHost::connect(sources).await {
-            Ok(host) => verb(&host).await,
-            Err(error @ LiveError::Configuration(_)) => fail(&error, 2),
-            Err(error) => fail(&error, 1),
-        }
-    })
+    in_runtime(connected(sources, verb))
+}
+
+async fn connected(sources: Sources, verb: impl AsyncFnOnce(&ThisHost) -> ExitCode) -> ExitCode {
+    match ThisHost::connect(sources).await {
+        Ok(host) => verb(&host).await,
+        Err(error @ LiveError::Configuration(_)) => fail(&error, 2),
+        Err(error) => fail(&error, 1),
+    }
 }
 
 /// Does something on this host that a broken configuration must not keep anybody from.

@@ -412,7 +412,7 @@ mod tests {
                 "last_apply": {"at": 1_763_000_000, "failure": null}, "drift": null,
                 "refusals": ["containerd.service: a restart. Allow it"],
                 "notes": ["docker-latest.service is masked"],
-                "keep_mirror": [], "blocked": null,
+                "keep_mirror": [], "blocked": null, "configuration": null,
                 "next_step": "`registry-agent plan`",
             },
         });

@@ -329,3 +329,26 @@ fn a_client_tells_systemd_that_it_has_started_though_its_mirror_is_down() {
     assert!(line.contains("not") || line.contains("starting"), "{line}");
     drop(agent);
 }
+
+#[test]
+fn no_stray_signal_ends_the_agent() {
+    let hub = Upstream::start();
+    let mut agent = Setup::mirror(&hub).start();
+    // SIGQUIT, SIGUSR1, SIGALRM, SIGXFSZ, and real-time ones: signal(7).
+    for (number, name) in [
+        (3, "SIGQUIT"),
+        (10, "SIGUSR1"),
+        (14, "SIGALRM"),
+        (25, "SIGXFSZ"),
+        (34, "SIGRTMIN+0"),
+        (64, "SIGRTMIN+30"),
+    ] {
+        agent.signal_number(number);
+        let said = format!("{name} is ignored");
+        eventually(PATIENCE, &said, || agent.log().contains(&said));
+    }
+    assert_eq!(agent.get("/v2/").status, 200);
+    agent.signal(Signal::SIGTERM);
+    let Exit { status, log } = agent.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+}

@@ -4,6 +4,8 @@
     reason = "a test's helpers may panic as the test may"
 )]
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ use registry_agent::host::write;
 use tokio::sync::mpsc;
 
 const FILE: &str = "/etc/docker/daemon.json";
+/// What nobody can read.
+const BROKEN: &str = "{";
 const MIRROR: &str = "http://127.0.0.1:5000";
 /// Longer than anything here takes, and shorter than the loop's look at everything once a minute.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,6 +51,12 @@ struct Docker {
     hangs: bool,
     /// It does not take its new file, and from then on the file can't be put back.
     refuses: bool,
+    /// What it says that it has, whatever its file says: it hangs.
+    hung: Option<Vec<String>>,
+    /// What is done about the changes of others.
+    drift: Drift,
+    /// What is wrong with the configuration when it is read again.
+    misconfigured: Option<String>,
 }
 
 impl Fake {
@@ -60,6 +70,9 @@ impl Fake {
             looks: 0,
             hangs: false,
             refuses: false,
+            hung: None,
+            drift: Drift::Correct,
+            misconfigured: None,
         };
         let fake = Self {
             root,
@@ -138,7 +151,8 @@ impl System for Fake {
         if self.docker().refuses {
             return Ok(vec!["http://other".to_owned()]);
         }
-        Ok(self.mirrors())
+        let hung = self.docker().hung.clone();
+        Ok(hung.unwrap_or_else(|| self.mirrors()))
     }
 
     async fn unit(&self, _: &str) -> Result<UnitFacts, SystemError> {
@@ -172,12 +186,12 @@ impl Host for Fake {
         Terms {
             mirror: MIRROR.to_owned(),
             withdraw_after: Duration::from_secs(30),
-            drift: Drift::Correct,
+            drift: self.docker().drift,
         }
     }
 
     fn reload(&self) -> Result<(), String> {
-        Ok(())
+        self.docker().misconfigured.clone().map_or(Ok(()), Err)
     }
 
     async fn look(&self, wanted: Wanted) -> Result<(Plan, Vec<PathBuf>), String> {
@@ -186,6 +200,9 @@ impl Host for Fake {
             Wanted::Withdrawn => Vec::new(),
         };
         let before = write::read(&write::under(&self.root, Path::new(FILE))).unwrap();
+        if matches!(&before, FileFacts::Text { content, .. } if content == BROKEN) {
+            return Err(format!("{FILE} is no JSON"));
+        }
         let after = FileFacts::Text {
             content: serde_json::to_string(&mirrors).unwrap(),
             mode: 0o644,
@@ -325,7 +342,7 @@ async fn one_engine_that_can_not_be_told_keeps_no_other_from_being_unwired() {
     assert_eq!(state.mirror, None);
     let kept = "docker-latest keeps the mirror, which only a restart takes away";
     assert!(state.summary.contains(kept), "{}", state.summary);
-    let others = format!("other engines not wired: they pull without the mirror; {kept}");
+    let others = format!("not all engines are proved to do without the mirror; {kept}");
     assert!(state.line.contains(&others), "{}", state.line);
     let failure = state.last_apply.unwrap().failure;
     assert_eq!(failure.as_deref(), Some("/etc/other: is broken"));
@@ -522,4 +539,144 @@ async fn a_file_that_was_right_before_us_is_looked_after_like_one_of_ours() {
         orders.send(Order::Stop).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_left_to_others_stays_theirs_across_a_restart_until_they_put_it_back() {
+    let it = Loop::new();
+    let (fake, _said) = Fake::new(it.folder.path());
+    fake.docker().drift = Drift::Report;
+    let theirs = ["http://theirs".to_owned()];
+    it.run(&fake, async |orders| {
+        fake.until("wired", is_wired).await;
+        write::put(&fake.file(), &text("[\"http://theirs\"]")).unwrap();
+        fake.until("left", |state| {
+            let drift = state.drift.as_deref();
+            drift.is_some_and(|drift| drift.contains("host.drift is report"))
+        })
+        .await;
+        orders.send(Order::Stop).await.unwrap();
+    })
+    .await;
+    // What the end has taken out of it is known too.
+    for _ in 0..2 {
+        let left = fake.mirrors();
+        it.run(&fake, async |orders| {
+            let state = fake
+                .until("left again", |state| {
+                    let drift = state.drift.as_deref();
+                    drift.is_some_and(|drift| drift.contains("host.drift is report"))
+                })
+                .await;
+            assert!(!state.line.contains("wired to"), "{}", state.line);
+            assert_eq!(fake.mirrors(), left);
+            orders.send(Order::Stop).await.unwrap();
+        })
+        .await;
+        assert_ne!(fake.mirrors(), [MIRROR]);
+    }
+    // Another policy, another start.
+    fake.docker().drift = Drift::Correct;
+    write::put(&fake.file(), &text(&format!("{theirs:?}"))).unwrap();
+    it.run(&fake, async |orders| {
+        fake.until("wired", is_wired).await;
+        assert_eq!(fake.mirrors(), [MIRROR]);
+        orders.send(Order::Stop).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_docker_that_hangs_keeps_a_file_without_the_mirror() {
+    let it = Loop::new();
+    let (fake, _said) = Fake::new(it.folder.path());
+    it.run(&fake, async |orders| {
+        fake.until("wired", is_wired).await;
+        fake.docker().hung = Some(vec![MIRROR.to_owned()]);
+        orders.send(Order::Stop).await.unwrap();
+    })
+    .await;
+    assert_eq!(fake.mirrors(), [] as [String; 0]);
+    assert!(it.journal.transaction().unwrap().is_none());
+    let state = fake.state();
+    let failure = state.last_apply.unwrap().failure.unwrap();
+    assert!(failure.contains("stay so"), "{failure}");
+    assert!(!state.line.contains("pull without"), "{}", state.line);
+    let said = "not all engines are proved to do without the mirror";
+    assert!(state.line.starts_with(said), "{}", state.line);
+    assert!(state.summary.contains(said), "{}", state.summary);
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_breaks_is_said_at_once_and_forgotten_when_it_is_right() {
+    let it = Loop::new();
+    let (fake, _said) = Fake::new(it.folder.path());
+    it.run(&fake, async |orders| {
+        fake.until("wired", is_wired).await;
+        write::put(&fake.file(), &text(BROKEN)).unwrap();
+        let state = fake.until("said", |state| state.drift.is_some()).await;
+        let drift = state.drift.unwrap();
+        let said = format!("changed by somebody else, and not to be read: {FILE} is no JSON");
+        assert_eq!(drift, said);
+        assert!(state.line.contains(&drift), "{}", state.line);
+        write::put(&fake.file(), &text(&format!("[\"{MIRROR}\"]"))).unwrap();
+        fake.until("right again", |state| state.drift.is_none())
+            .await;
+        orders.send(Order::Stop).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_broken_configuration_is_said_and_changes_nothing() {
+    let it = Loop::new();
+    let (fake, _said) = Fake::new(it.folder.path());
+    fake.docker().drift = Drift::Report;
+    it.run(&fake, async |orders| {
+        fake.until("wired", is_wired).await;
+        write::put(&fake.file(), &text("[\"http://theirs\"]")).unwrap();
+        fake.until("left", |state| state.drift.is_some()).await;
+        fake.docker().misconfigured = Some("config.yaml: line 3".to_owned());
+        orders.send(Order::Reload).await.unwrap();
+        let state = fake
+            .until("said", |state| state.configuration.is_some())
+            .await;
+        assert!(state.line.contains("config.yaml: line 3"), "{}", state.line);
+        // The next turn would write.
+        fake.docker().looks = 0;
+        write::put(&fake.file(), &text("[\"http://others\"]")).unwrap();
+        while fake.docker().looks == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(fake.mirrors(), ["http://others"]);
+
+        fake.docker().misconfigured = None;
+        orders.send(Order::Reload).await.unwrap();
+        let state = fake
+            .until("wired", |state| state.drift.is_none() && is_wired(state))
+            .await;
+        assert_eq!(state.configuration, None);
+        assert_eq!(fake.mirrors(), [MIRROR]);
+        orders.send(Order::Stop).await.unwrap();
+    })
+    .await;
+}
+
+/// Needs root, for a disk of its own.
+#[tokio::test]
+async fn a_full_disk_does_not_keep_the_mirror_from_being_taken_away() {
+    let it = Loop::new();
+    let disk = support::disk::Disk::mount(it.journal.folder(), 8 * 1024 * 1024);
+    let (fake, _said) = Fake::new(it.folder.path());
+    it.run(&fake, async |orders| {
+        fake.until("wired", is_wired).await;
+        disk.fill();
+        let more = write::put(&it.journal.folder().join("more"), &text("more"));
+        assert!(more.is_err(), "it is full");
+        orders.send(Order::Stop).await.unwrap();
+    })
+    .await;
+    assert_eq!(fake.mirrors(), [] as [String; 0]);
+    let failure = fake.state().last_apply.unwrap().failure;
+    assert_eq!(failure, None);
 }

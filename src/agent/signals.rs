@@ -1,4 +1,5 @@
-//! Signals: SIGTERM and SIGINT stop the agent, SIGHUP has it read its configuration again.
+//! Signals: SIGTERM and SIGINT stop the agent, SIGHUP has it read its configuration again, and what
+//! nobody means does nothing.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -9,6 +10,7 @@ use super::Shared;
 use crate::config::{self, Serving, Sources};
 use crate::hosted::Hosted;
 use crate::log::LevelHandle;
+use crate::systemd::stray;
 
 /// The signals that the agent acts on.
 pub(super) struct Signals {
@@ -19,6 +21,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
+        stray::ignore("registry-agent")?;
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -13,33 +12,15 @@ use super::fail;
 use crate::host::apply::Deadlines;
 use crate::host::journal::Journal;
 use crate::host::lock::Lock;
-use crate::host::watch::{Host, Order, State, Watch, Word};
+use crate::host::watch::{BROKEN, Host, Order, State, Watch, Word};
+use crate::systemd::stray;
 
 /// The shortest and the longest time between two attempts to open the state folder.
 const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
-/// What ends a process by default although nobody means that by it, and no fault of the process
-/// raises: a stray one would leave the engines wired to a mirror that nobody looks after.
-const STRAY: [Signal; 11] = [
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGPIPE,
-    Signal::SIGALRM,
-    Signal::SIGSTKFLT,
-    Signal::SIGXCPU,
-    Signal::SIGVTALRM,
-    Signal::SIGPROF,
-    Signal::SIGIO,
-    Signal::SIGPWR,
-];
-
 /// Looks after this host's engines until it is told to stop. Exit code 1: it could not begin.
-pub async fn host<H: Host>(host: &H) -> ExitCode {
-    let mut orders = match orders() {
-        Ok(orders) => orders,
-        Err(error) => return fail(&format!("can't listen for signals: {error}"), 1),
-    };
+/// The orders are those of [`orders`].
+pub async fn host<H: Host>(host: &H, mut orders: mpsc::Receiver<Order>) -> ExitCode {
     let root = Path::new("/");
     let (journal, _lock) = match open_at_last(host, root, &mut orders).await {
         Ok(Some(open)) => open,
@@ -76,29 +57,24 @@ async fn open_at_last<H: Host>(
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            order = orders.recv() => if order != Some(Order::Reload) {
-                return Ok(None);
+            order = orders.recv() => match order {
+                Some(Order::Reload) => match host.reload() {
+                    Ok(()) => tracing::info!("reloaded"),
+                    Err(errors) => tracing::error!("{BROKEN}: {errors}"),
+                },
+                Some(Order::Stop) | None => return Ok(None),
             }
         }
         wait = (wait * 2).min(longest);
     }
 }
 
-/// Signals, as orders.
-fn orders() -> std::io::Result<mpsc::Receiver<Order>> {
+/// Signals, as orders. Before anything else is done, so that none finds this without a handler.
+pub fn orders() -> std::io::Result<mpsc::Receiver<Order>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    for stray in STRAY {
-        let mut taken = signal(SignalKind::from_raw(stray as i32))?;
-        tokio::spawn(async move {
-            while taken.recv().await.is_some() {
-                tracing::warn!(
-                    "{stray} is ignored: `systemctl stop registry-agent-host` ends this"
-                );
-            }
-        });
-    }
+    stray::ignore("registry-agent-host")?;
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
         loop {

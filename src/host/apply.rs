@@ -22,6 +22,7 @@ mod bridge;
 mod each;
 mod outcome;
 mod undo;
+mod withdraw;
 
 /// What apply needs of the host besides its files.
 pub trait System: Sync {

@@ -5,6 +5,7 @@ mod manager;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -48,10 +49,11 @@ pub trait Units: Sync {
     fn unit(&self, name: &str) -> impl Future<Output = Result<UnitFacts, String>> + Send;
     /// Has it read all unit files again.
     fn daemon_reload(&self) -> impl Future<Output = Result<(), String>> + Send;
-    /// Creates the links of `[Install]`.
-    fn enable(&self, units: &[&str]) -> impl Future<Output = Result<(), String>> + Send;
-    /// Removes them.
-    fn disable(&self, units: &[&str]) -> impl Future<Output = Result<(), String>> + Send;
+    /// Creates the links of `[Install]`, and says whether one was missing. What is loaded knows of
+    /// none of them before [`Units::daemon_reload`].
+    fn enable(&self, units: &[&str]) -> impl Future<Output = Result<bool, String>> + Send;
+    /// Removes them, and says whether there was one, likewise.
+    fn disable(&self, units: &[&str]) -> impl Future<Output = Result<bool, String>> + Send;
     /// Starts a unit, and waits until it has.
     fn start(&self, unit: &str) -> impl Future<Output = Result<(), String>> + Send;
     /// Stops a unit, and waits until it has; no error where it did not run.
@@ -98,6 +100,15 @@ pub enum InstallError {
         /// What came back.
         problem: String,
     },
+    /// Somebody has said that a unit is not to run.
+    #[error(
+        "{unit} is masked: somebody has said that it is not to run, so nothing was changed. If it is \
+         to run after all: `systemctl unmask {unit}`, and `registry-agent install` again"
+    )]
+    Masked {
+        /// The unit.
+        unit: &'static str,
+    },
     /// What the agent is configured with can't be known.
     #[error("the units are written, and not started: {0}")]
     Configuration(String),
@@ -131,6 +142,13 @@ pub async fn install(
     units: &impl Units,
 ) -> Result<Done, InstallError> {
     check_binary(root, binary)?;
+    for name in [SOCKET, AGENT, HOST] {
+        let unit = did(units.unit(name).await, format!("look at {name}"))?;
+        // The link to /dev/null would be written over.
+        if unit.load_state == "masked" || is_masked(&root.join(UNITS[0]).join(name)) {
+            return Err(InstallError::Masked { unit: name });
+        }
+    }
     let mut done = Done::new();
     let users = write_all(
         root,
@@ -174,12 +192,18 @@ pub async fn install(
         read_again(units, &mut done).await?;
     }
     let disabled: Vec<&str> = names(&loaded, |unit| unit.unit_file_state != "enabled");
-    if !disabled.is_empty() {
-        did(
+    if !disabled.is_empty()
+        && did(
             units.enable(&disabled).await,
             format!("enable {}", disabled.join(", ")),
-        )?;
+        )?
+    {
         done.push(format!("enabled {}", disabled.join(", ")));
+        // The agent's `Wants=` are links too: without this, one that crashes comes back alone.
+        did(
+            units.daemon_reload().await,
+            "have systemd read its units again",
+        )?;
     }
     let runs = loaded[AGENT].active_state == "active";
     let listening = loaded[SOCKET].active_state == "active";
@@ -208,7 +232,12 @@ pub async fn install(
     }
     let idle = names(&loaded, |unit| reopen || unit.active_state != "active");
     for name in idle {
-        did(units.start(name).await, format!("start {name}"))?;
+        let started = units.start(name).await;
+        let started = started.map_err(|problem| match in_the_way(&told.settings) {
+            Some(other) if name == SOCKET => format!("{problem}\n{other}"),
+            _ => problem,
+        });
+        did(started, format!("start {name}"))?;
         done.push(format!("started {name}"));
     }
     Ok(done)
@@ -242,14 +271,14 @@ pub async fn uninstall(
         did(units.stop(name).await, format!("stop {name}"))?;
         done.push(format!("stopped {name}"));
     }
+    let mut removed = false;
     if !known.is_empty() {
-        did(
+        removed = did(
             units.disable(&known).await,
             format!("disable {}", known.join(", ")),
         )?;
         done.push(format!("disabled {}", known.join(", ")));
     }
-    let mut removed = false;
     for name in [AGENT, SOCKET, HOST] {
         removed |= put(&root.join(UNITS[0]).join(name), None, &mut done)?;
     }
@@ -285,9 +314,12 @@ async fn read_again(units: &impl Units, done: &mut Done) -> Result<(), InstallEr
 }
 
 fn did<T>(result: Result<T, String>, what: impl Into<String>) -> Result<T, InstallError> {
-    result.map_err(|problem| InstallError::Units {
-        what: what.into(),
-        problem,
+    result.map_err(|problem| {
+        let what = what.into();
+        // A job's error says itself what could not be done.
+        let said = problem.strip_prefix(&format!("can't {what}: "));
+        let problem = said.map(str::to_owned).unwrap_or(problem);
+        InstallError::Units { what, problem }
     })
 }
 
@@ -300,6 +332,11 @@ fn names<'a>(
     let such = order.filter(|name| units.get(name).is_some_and(&such));
     such.filter_map(|name| units.get_key_value(name).map(|(name, _)| *name))
         .collect()
+}
+
+/// Whether the unit's file is a mask that systemd may not have read yet: systemctl(1), `mask`.
+fn is_masked(file: &Path) -> bool {
+    fs::read_link(file).is_ok_and(|to| to == Path::new("/dev/null"))
 }
 
 /// The units hide homes and temporary folders from what they start; and what others may write to,
@@ -354,6 +391,22 @@ fn for_binary(unit: &str, binary: &Path) -> String {
         &format!("ExecStart={PACKAGED} "),
         &format!("ExecStart={escaped} "),
     )
+}
+
+/// Why the socket unit can't listen, which systemd says to its journal alone.
+fn in_the_way(settings: &Settings) -> Option<String> {
+    let listen = settings.serving.as_ref()?.listen;
+    let error = TcpListener::bind(listen).err()?;
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": `ss --listening --tcp --processes` says by whom; stop that, or set `listen` to \
+             another address"
+        }
+        _ => "",
+    };
+    Some(format!(
+        "{listen} (`listen`) can't be opened: {error}{remedy}"
+    ))
 }
 
 /// What the socket unit listens on, where that is not what it says itself.

@@ -24,9 +24,11 @@ pub use stop::StopLimits;
 mod boot;
 mod daemons;
 mod decide;
+mod left;
 mod orders;
 mod recover;
 mod report;
+mod reserve;
 mod stop;
 
 /// Time between two looks at the agent and at the files.
@@ -35,6 +37,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const FULL_INTERVAL: Duration = Duration::from_mins(1);
 /// Time between two looks at an engine that does not run.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What is said of a configuration that can't be read again.
+pub const BROKEN: &str = "the configuration is broken: the one before stays in force";
 
 /// What the loop tells the service manager (`sd_notify(3)`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +103,14 @@ pub struct Watch<'a, H: Host> {
     left: BTreeMap<PathBuf, Signature>,
     looked: Option<Instant>,
     drifted: bool,
+    /// The files that differ from the plan, by what was in them when it was made.
+    changed_by_others: BTreeMap<PathBuf, String>,
+    /// What the next start is to leave to others.
+    left_to_others: Option<left::Left>,
+    /// What the last change was to bring about.
+    tried: Option<Wanted>,
+    /// Whether it was said that no room is kept for the end.
+    said_short: bool,
     /// The engines that there are, by their units' names.
     engines: Vec<String>,
     /// Those of them that do not run.
@@ -127,6 +140,10 @@ impl<'a, H: Host> Watch<'a, H> {
             left: BTreeMap::new(),
             looked: None,
             drifted: false,
+            changed_by_others: BTreeMap::new(),
+            left_to_others: None,
+            tried: None,
+            said_short: false,
             engines: Vec::new(),
             idle: Vec::new(),
             asked_idle: Instant::now(),
@@ -179,13 +196,19 @@ impl<'a, H: Host> Watch<'a, H> {
 
     fn reload(&mut self) {
         match self.host.reload() {
-            Ok(()) => tracing::info!("reloaded"),
-            Err(errors) => tracing::error!(
-                "the configuration is broken: the one before stays in force: {errors}"
-            ),
+            Ok(()) => {
+                tracing::info!("reloaded");
+                self.state.configuration = None;
+                self.decider.reconsider();
+                self.forget_left();
+                self.looked = None;
+            }
+            // What was left to others stays theirs: nobody has said otherwise.
+            Err(errors) => {
+                tracing::error!("{BROKEN}: {errors}");
+                self.state.configuration = Some(format!("{BROKEN}: {errors}"));
+            }
         }
-        self.decider.reconsider();
-        self.looked = None;
         if let Some(blocked) = &mut self.blocked {
             blocked.try_now();
         }
@@ -211,13 +234,14 @@ impl<'a, H: Host> Watch<'a, H> {
             Decision::Tell(wanted) | Decision::Correct(wanted) => {
                 let done = self.change(*wanted).await;
                 self.settled(&decision, done);
-                if self.decider.told() == Some(*wanted) {
-                    self.look_at_daemons(*wanted).await;
-                }
+                self.note_own_changes();
+                // What could not be done is not seen as somebody's change, but each engine is named.
+                self.look_at_daemons(*wanted).await;
             }
             Decision::LeaveDrift(why) => {
                 let drift = format!("changed by somebody else, and left: {why}");
                 self.state.drift = Some(drift);
+                self.remember_left();
                 self.state.next_step = Some(
                     "`registry-agent plan` shows what would be put right, `systemctl reload \
                      registry-agent-host` does it"
@@ -236,6 +260,10 @@ impl<'a, H: Host> Watch<'a, H> {
     }
 
     async fn change(&mut self, wanted: Wanted) -> Result<(), String> {
+        self.tried = Some(wanted);
+        if wanted == Wanted::Withdrawn {
+            reserve::give_up_if_needed(self.apply.journal.folder());
+        }
         let plan = self.host.plan(wanted).await?;
         let purpose = self.purpose(wanted);
         self.state.keep_mirror = kept_units(&plan);
@@ -245,7 +273,7 @@ impl<'a, H: Host> Watch<'a, H> {
                 applied.map_err(|error| error.to_string())
             }
             // One that can't be told keeps no other from going without a mirror that is dead.
-            Wanted::Withdrawn => self.apply.apply_each(&plan, &purpose).await.result(),
+            Wanted::Withdrawn => self.apply.withdraw_each(&plan, &purpose).await.result(),
         };
         let report = applied.inspect_err(|_| self.fell_short())?;
         if !plan.is_empty() {
@@ -263,6 +291,16 @@ impl<'a, H: Host> Watch<'a, H> {
     fn settled(&mut self, decision: &Decision, done: Result<(), String>) {
         self.decider
             .done(self.begun.elapsed(), decision, done.is_ok());
+        match decision {
+            Decision::Tell(Wanted::Withdrawn) | Decision::Correct(Wanted::Withdrawn) => {
+                self.update_left();
+            }
+            _ if done.is_ok() => {
+                self.forget_left();
+                self.keep_reserve();
+            }
+            _ => {}
+        }
         match done {
             Ok(()) => {
                 self.state.last_apply = Some(LastApply {
@@ -282,6 +320,17 @@ impl<'a, H: Host> Watch<'a, H> {
                 self.failed(&why);
             }
         }
+    }
+
+    /// Keeps room for the journal of the end, while there is some.
+    fn keep_reserve(&mut self) {
+        let folder = self.apply.journal.folder();
+        let kept = reserve::keep(folder);
+        if let (Err(error), false) = (&kept, self.said_short) {
+            let folder = folder.display();
+            tracing::warn!("no room can be kept in {folder} for taking the mirror away: {error}");
+        }
+        self.said_short = kept.is_err();
     }
 
     fn failed(&mut self, why: &str) {

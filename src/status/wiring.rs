@@ -34,6 +34,8 @@ pub fn rows(state: &State) -> Vec<Row> {
     rows.extend(state.drift.iter().map(|drift| ("drift", drift.clone())));
     let blocked = state.blocked.iter();
     rows.extend(blocked.map(|blocked| ("blocked", blocked.clone())));
+    let broken = state.configuration.iter();
+    rows.extend(broken.map(|broken| ("config", broken.clone())));
     let refusals = state.refusals.iter();
     rows.extend(refusals.map(|refusal| ("refused", refusal.clone())));
     rows.extend(state.notes.iter().map(|note| ("note", note.clone())));

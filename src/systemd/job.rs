@@ -289,13 +289,16 @@ impl Manager {
             Ok(args) if args.job.as_str() == job => Some(args.result.clone()),
             _ => None,
         };
+        let mut hears = true;
         loop {
             tokio::select! {
                 biased;
-                signal = removed.next() => match signal {
+                signal = removed.next(), if hears => match signal {
                     Some(signal) => if let Some(result) = ours(&signal) {
                         return Ok(Some(result));
                     },
+                    // The job goes on without the bus; the unit tells how it ended.
+                    None if self.reconnects() => hears = false,
                     None => return Err(JobFailure::Bus(
                         "the bus went away while its job was under way; whether it ended is not \
                          known".into(),

@@ -1,10 +1,15 @@
 //! systemd's manager on the system bus: org.freedesktop.systemd1(5).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use zbus::fdo::PropertiesProxy;
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use zbus::fdo::{PeerProxy, PropertiesProxy};
 use zbus::names::InterfaceName;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, DBusError, OwnedObjectPath, OwnedVariant};
@@ -18,6 +23,10 @@ const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const CALL: Duration = Duration::from_secs(25);
 /// `Reload()` runs every generator and reads every unit before it answers.
 const RELOAD: Duration = Duration::from_secs(90);
+/// How long a bus that went away may take to come back, and the time between two looks. A restart of
+/// its service takes a tenth of a second, and systemd's return to it about as long.
+const RECONNECT: Duration = Duration::from_secs(10);
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a job is looked at whose end was not heard of.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -118,11 +127,22 @@ fn hint(name: &str) -> &'static str {
     }
 }
 
-/// A connection to systemd.
-#[derive(Debug, Clone)]
+/// How a connection is made.
+type Connect = dyn Fn() -> BoxFuture<'static, zbus::Result<Connection>> + Send + Sync;
+
+/// A connection to systemd; another one where the bus was restarted. Clones share it.
+#[derive(Clone)]
 pub struct Manager {
-    connection: Connection,
+    connection: Arc<Mutex<Connection>>,
+    /// None for a connection that is the only one of its kind.
+    connect: Option<Arc<Connect>>,
     poll: Duration,
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager").finish_non_exhaustive()
+    }
 }
 
 /// A unit at one moment: the facts, and what only whoever runs a job has to know.
@@ -144,19 +164,33 @@ pub(super) struct Moment {
 impl Manager {
     /// Connects to the system bus.
     pub async fn system() -> Result<Self, ManagerError> {
-        let builder = zbus::connection::Builder::system();
-        let reason = match tokio::time::timeout(CALL, builder.build()).await {
-            Ok(Ok(connection)) => return Ok(Self::new(connection)),
+        Self::by(|| Box::pin(zbus::connection::Builder::system().build())).await
+    }
+
+    /// Connects by this, now and whenever the connection is lost.
+    pub async fn by(
+        connect: impl Fn() -> BoxFuture<'static, zbus::Result<Connection>> + Send + Sync + 'static,
+    ) -> Result<Self, ManagerError> {
+        let reason = match tokio::time::timeout(CALL, connect()).await {
+            Ok(Ok(connection)) => {
+                return Ok(Self {
+                    connect: Some(Arc::new(connect)),
+                    ..Self::new(connection)
+                });
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("it did not answer in {}s", CALL.as_secs()),
         };
         Err(ManagerError::NoBus { reason })
     }
 
-    /// Speaks with the systemd at the other end of this connection.
+    /// Speaks with the systemd at the other end of this connection, as long as that lasts.
     pub fn new(connection: Connection) -> Self {
-        let poll = POLL;
-        Self { connection, poll }
+        Self {
+            connection: Arc::new(Mutex::new(connection)),
+            connect: None,
+            poll: POLL,
+        }
     }
 
     /// Looks every so often at a job whose end was not heard of; once a second if this is not
@@ -252,7 +286,8 @@ impl Manager {
         path: OwnedObjectPath,
         what: impl FnOnce() -> String,
     ) -> Result<PropertiesProxy<'static>, ManagerError> {
-        let properties = PropertiesProxy::builder(&self.connection)
+        let connection = self.connection.lock().await.clone();
+        let properties = PropertiesProxy::builder(&connection)
             .destination(SERVICE)
             .path(path)
             .cache_properties(CacheProperties::No)
@@ -264,18 +299,64 @@ impl Manager {
         self.poll
     }
 
+    /// Whether a connection that is lost is made anew.
+    pub(super) fn reconnects(&self) -> bool {
+        self.connect.is_some()
+    }
+
+    /// A connection with systemd at its other end. A restart of the bus ends every connection to it,
+    /// and nothing says so until one is used: a job must not be the first to find out, for nobody
+    /// knows then whether it was asked for.
+    async fn live(&self, what: impl Fn() -> String) -> Result<Connection, ManagerError> {
+        let mut connection = self.connection.lock().await;
+        let Some(connect) = &self.connect else {
+            return Ok(connection.clone());
+        };
+        let end = Instant::now() + RECONNECT;
+        loop {
+            let error = match tokio::time::timeout(CALL, ping(&connection)).await {
+                Ok(Ok(())) => return Ok(connection.clone()),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let (what, limit) = (what(), CALL);
+                    return Err(ManagerError::Silent { what, limit });
+                }
+            };
+            let error = refusal(what(), &error);
+            if !is_passing(&error) || Instant::now() >= end {
+                return Err(error);
+            }
+            if let Ok(Ok(new)) = tokio::time::timeout_at(end, connect()).await {
+                if matches!(error, ManagerError::Bus { .. }) {
+                    tracing::info!("the connection to the system bus was lost, and is made anew");
+                }
+                *connection = new;
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    }
+
     pub(super) async fn systemd(
         &self,
-        what: impl FnOnce() -> String,
+        what: impl Fn() -> String,
     ) -> Result<SystemdProxy<'static>, ManagerError> {
-        let proxy = SystemdProxy::builder(&self.connection)
+        let connection = self.live(&what).await?;
+        let proxy = SystemdProxy::builder(&connection)
             .cache_properties(CacheProperties::No)
             .build();
         ask(what, CALL, proxy).await
     }
 
-    /// `LoadUnit` and not `GetUnit`, which fails for a unit that is not loaded.
     pub(super) async fn look(&self, name: &str) -> Result<Moment, ManagerError> {
+        match self.look_once(name).await {
+            // The bus went away between two calls; to look twice does no harm.
+            Err(ManagerError::Bus { .. }) if self.reconnects() => self.look_once(name).await,
+            looked => looked,
+        }
+    }
+
+    /// `LoadUnit` and not `GetUnit`, which fails for a unit that is not loaded.
+    async fn look_once(&self, name: &str) -> Result<Moment, ManagerError> {
         let what = || format!("look at {name}");
         let systemd = self.systemd(what).await?;
         let path = ask(what, CALL, systemd.load_unit(name)).await?;
@@ -381,6 +462,34 @@ pub(super) fn is(name: &str, kind: &str) -> bool {
     name.strip_prefix(SERVICE)
         .and_then(|rest| rest.strip_prefix('.'))
         == Some(kind)
+}
+
+/// Asks systemd's end of the connection for nothing.
+async fn ping(connection: &Connection) -> zbus::Result<()> {
+    let peer = PeerProxy::builder(connection)
+        .destination(SERVICE)
+        .path("/org/freedesktop/systemd1")
+        .cache_properties(CacheProperties::No)
+        .build()
+        .await?;
+    peer.ping().await
+}
+
+/// Whether it may be well in a moment: the bus went away, or systemd has not come back to it.
+fn is_passing(error: &ManagerError) -> bool {
+    match error {
+        ManagerError::Bus { .. } => true,
+        ManagerError::Refused { name, .. } => {
+            let name = name.strip_prefix("org.freedesktop.DBus.Error.");
+            name.is_some_and(|name| {
+                matches!(
+                    name,
+                    "ServiceUnknown" | "NameHasNoOwner" | "NoReply" | "Disconnected"
+                ) || name.starts_with("Spawn.")
+            })
+        }
+        ManagerError::NoBus { .. } | ManagerError::Silent { .. } => false,
+    }
 }
 
 /// Waits for an answer, but not for ever: a manager that hangs must not hang us.

@@ -488,6 +488,13 @@ impl Agent {
         kill(process, signal).expect("a running agent");
     }
 
+    /// The same for one that has only a number: a real-time signal.
+    pub fn signal_number(&self, number: i32) {
+        let command = format!("kill -{number} {}", self.process.child.id());
+        let sent = Command::new("sh").args(["-c", &command]).status();
+        assert!(sent.expect("a shell").success(), "{command}");
+    }
+
     /// Waits until it has ended.
     #[track_caller]
     pub fn exit(mut self) -> Exit {

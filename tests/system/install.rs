@@ -346,7 +346,23 @@ fn uninstall_unwires_and_leaves_no_trace() {
 
     assert_eq!(uninstall().expect_success(), "nothing was installed\n");
     assert_same(&trace(&host), &before, "nothing was installed");
-    install(&host);
+    let said = install(&host);
+    assert!(said.contains("enabled registry-agent.socket"), "{said}");
+    wait_until_wired(&host);
+    assert_eq!(install(&host), "everything is installed already\n");
+
+    // An agent that crashes takes the host's part down, and pulls it up again.
+    let wants = property(&host, AGENT, "Wants");
+    assert!(wants.split(' ').any(|unit| unit == HOST), "{wants}");
+    let before = property(&host, HOST, "InvocationID");
+    host.run(&["systemctl", "kill", "--signal=KILL", AGENT]);
+    poll::until("the host's part is back", PATIENCE, || {
+        let now = property(&host, HOST, "InvocationID");
+        match property(&host, HOST, "ActiveState").as_str() {
+            "active" if now != before => Ok(()),
+            state => Err((state.to_owned(), now)),
+        }
+    });
     wait_until_wired(&host);
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use registry_agent::systemd::Manager;
 use tokio::sync::Notify;
 use zbus::connection::Builder;
@@ -134,6 +135,22 @@ pub struct State {
     pub calls: Vec<String>,
 }
 
+/// The other ends of all connections.
+#[derive(Clone, Default)]
+pub struct Bus(Arc<Mutex<Vec<Connection>>>);
+
+impl Bus {
+    /// Ends every connection, and says how many there were.
+    pub async fn restart(&self) -> usize {
+        let connections = std::mem::take(&mut *self.0.lock().unwrap());
+        let count = connections.len();
+        for connection in connections {
+            connection.close().await.unwrap();
+        }
+        count
+    }
+}
+
 /// The test's hand on it.
 #[derive(Clone)]
 pub struct Systemd {
@@ -144,9 +161,36 @@ pub struct Systemd {
 impl Systemd {
     /// It knows these units, and its jobs are done.
     pub async fn with(units: Vec<Unit>) -> (Self, Manager, Connection) {
-        let systemd = Self {
+        let systemd = Self::new(units);
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let client = Builder::unix_stream(ours).p2p();
+        let (server, client) = tokio::join!(systemd.serve(theirs), client.build());
+        let manager = Manager::new(client.unwrap()).poll_every(Duration::from_millis(5));
+        (systemd, manager, server)
+    }
+
+    /// The same behind a bus that may be restarted, which ends its connections.
+    pub async fn with_bus(units: Vec<Unit>) -> (Self, Manager, Bus) {
+        let (systemd, bus) = (Self::new(units), Bus::default());
+        let (there, connections) = (systemd.clone(), bus.clone());
+        let connect = move || -> BoxFuture<'static, zbus::Result<Connection>> {
+            let (there, connections) = (there.clone(), connections.clone());
+            Box::pin(async move {
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+                let client = Builder::unix_stream(ours).p2p();
+                let (server, client) = tokio::join!(there.serve(theirs), client.build());
+                connections.0.lock().unwrap().push(server);
+                client
+            })
+        };
+        let manager = Manager::by(connect).await.unwrap();
+        (systemd, manager.poll_every(Duration::from_millis(5)), bus)
+    }
+
+    fn new(units: Vec<Unit>) -> Self {
+        Self {
             state: Arc::new(Mutex::new(State {
-                units: units.clone(),
+                units,
                 ending: Ending::Signal("done"),
                 after: None,
                 cancel: Ok(()),
@@ -157,24 +201,25 @@ impl Systemd {
                 calls: Vec::new(),
             })),
             asked: Arc::default(),
-        };
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut builder = Builder::unix_stream(theirs)
+        }
+    }
+
+    /// The other end of a connection.
+    async fn serve(&self, stream: std::os::unix::net::UnixStream) -> Connection {
+        let mut builder = Builder::unix_stream(stream)
             .server(Guid::generate())
             .p2p()
-            .serve_at(MANAGER, FakeManager(systemd.clone()));
+            .serve_at(MANAGER, FakeManager(self.clone()));
+        let units = self.state().units.clone();
         for (index, unit) in units.iter().enumerate() {
             let path = path(index);
             builder = builder
-                .serve_at(path.clone(), FakeUnit(systemd.clone(), index))
-                .serve_at(path.clone(), Properties(systemd.clone(), index));
+                .serve_at(path.clone(), FakeUnit(self.clone(), index))
+                .serve_at(path.clone(), Properties(self.clone(), index));
             assert!(unit.id.ends_with(".service"));
         }
-        builder = builder.serve_at(OWN, OwnUnit(systemd.clone()));
-        let client = Builder::unix_stream(ours).p2p();
-        let (server, client) = tokio::join!(builder.build(), client.build());
-        let manager = Manager::new(client.unwrap()).poll_every(Duration::from_millis(5));
-        (systemd, manager, server.unwrap())
+        let builder = builder.serve_at(OWN, OwnUnit(self.clone()));
+        builder.build().await.unwrap()
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -403,3 +403,37 @@ async fn a_unit_that_is_about_to_start_is_told_from_one_that_was_stopped() {
     manager.enqueue(DOCKER, JobVerb::Start).await.unwrap();
     assert!(manager.unit(DOCKER).await.unwrap().has_job);
 }
+
+/// `systemctl restart dbus` ends every connection, and nothing says so before one is used.
+#[tokio::test]
+async fn a_bus_that_is_restarted_is_spoken_with_again() {
+    let (systemd, manager, bus) = Systemd::with_bus(vec![Unit::running(DOCKER)]).await;
+    for _ in 0..2 {
+        manager.run(DOCKER, JobVerb::Reload, LONG).await.unwrap();
+        assert_eq!(bus.restart().await, 1);
+        let unit = manager.unit(DOCKER).await.unwrap();
+        assert_eq!(unit.active_state, "active");
+        assert_eq!(bus.restart().await, 1);
+    }
+    let reloads = systemd.changes();
+    let reloads = reloads.iter().filter(|it| it.starts_with("ReloadUnit"));
+    assert_eq!(reloads.count(), 2, "each was asked for once");
+}
+
+#[tokio::test]
+async fn a_job_that_outlives_the_bus_is_followed_to_its_end() {
+    let (systemd, manager, bus) = Systemd::with_bus(vec![Unit::running(DOCKER)]).await;
+    systemd.state().ending = Ending::Never;
+    let meanwhile = async {
+        systemd.asked().await;
+        bus.restart().await;
+        let mut state = systemd.state();
+        let unit = Unit::running(DOCKER).restarted();
+        state.units[0] = unit;
+    };
+    let (done, ()) = tokio::join!(manager.run(DOCKER, JobVerb::Restart, LONG), meanwhile);
+    done.unwrap();
+    let asked = systemd.changes();
+    let restarts = asked.iter().filter(|it| it.starts_with("RestartUnit"));
+    assert_eq!(restarts.count(), 1, "{asked:?}");
+}

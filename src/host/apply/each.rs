@@ -34,7 +34,7 @@ impl<S: System> Apply<'_, S> {
 }
 
 impl Report {
-    fn extend(&mut self, other: Self) {
+    pub(super) fn extend(&mut self, other: Self) {
         self.files.extend(other.files);
         self.jobs.extend(other.jobs);
         self.proved.extend(other.proved);

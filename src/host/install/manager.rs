@@ -23,12 +23,12 @@ impl Units for Manager {
         Self::daemon_reload(self).await.map_err(text)
     }
 
-    async fn enable(&self, units: &[&str]) -> Result<(), String> {
-        Self::enable(self, units).await.map(drop).map_err(text)
+    async fn enable(&self, units: &[&str]) -> Result<bool, String> {
+        Self::enable(self, units).await.map_err(text)
     }
 
-    async fn disable(&self, units: &[&str]) -> Result<(), String> {
-        Self::disable(self, units).await.map(drop).map_err(text)
+    async fn disable(&self, units: &[&str]) -> Result<bool, String> {
+        Self::disable(self, units).await.map_err(text)
     }
 
     async fn start(&self, unit: &str) -> Result<(), String> {

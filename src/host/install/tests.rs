@@ -10,12 +10,16 @@ struct Manager {
     calls: Mutex<Vec<String>>,
     /// The call that it refuses.
     refuses: Option<&'static str>,
+    /// What it says then.
+    problem: Option<&'static str>,
+    /// The links of `[Install]` are there, whatever is loaded.
+    enabled_already: bool,
 }
 
 impl Manager {
     fn call(&self, call: &str) -> Result<(), String> {
         if self.refuses == Some(call) {
-            return Err("no".to_owned());
+            return Err(self.problem.unwrap_or("no").to_owned());
         }
         self.calls.lock().unwrap().push(call.to_owned());
         Ok(())
@@ -53,13 +57,15 @@ impl Units for Manager {
         Ok(())
     }
 
-    async fn enable(&self, units: &[&str]) -> Result<(), String> {
+    async fn enable(&self, units: &[&str]) -> Result<bool, String> {
         self.set(units, |unit| unit.unit_file_state = "enabled".to_owned());
-        self.call(&format!("enable {}", units.join(" ")))
+        self.call(&format!("enable {}", units.join(" ")))?;
+        Ok(!self.enabled_already)
     }
 
-    async fn disable(&self, units: &[&str]) -> Result<(), String> {
-        self.call(&format!("disable {}", units.join(" ")))
+    async fn disable(&self, units: &[&str]) -> Result<bool, String> {
+        self.call(&format!("disable {}", units.join(" ")))?;
+        Ok(true)
     }
 
     async fn start(&self, unit: &str) -> Result<(), String> {
@@ -173,6 +179,8 @@ fn units_are_written_enabled_and_started_once() {
             "users",
             "reload",
             "enable registry-agent.socket registry-agent.service registry-agent-host.service",
+            // The agent's Wants= are links, and known only then.
+            "reload",
             "start registry-agent.socket",
             "start registry-agent.service",
             "start registry-agent-host.service",
@@ -215,7 +223,7 @@ fn what_a_package_has_installed_is_not_written_again() {
     assert_eq!(files(root.path()), [""; 0]);
     let calls = manager.calls();
     assert!(
-        calls[0].starts_with("enable ") && calls.len() == 4,
+        calls[0].starts_with("enable ") && calls[1] == "reload" && calls.len() == 5,
         "{calls:?}"
     );
 }
@@ -526,4 +534,82 @@ fn what_systemd_refuses_says_what_was_asked_for() {
     ));
     let said = refused.unwrap_err().to_string();
     assert!(said.contains("start registry-agent.service: no"), "{said}");
+}
+
+#[test]
+fn what_is_enabled_already_is_not_said_to_be_enabled() {
+    let (root, mut manager) = host();
+    manager.enabled_already = true;
+    let settings = settings("role: mirror\n");
+    let done = run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings,
+        ETC_ONLY,
+        &manager,
+    ));
+    let done = done.unwrap().join("\n");
+    assert!(!done.contains("enabled"), "{done}");
+    let calls = manager.calls();
+    let reloads = calls.iter().filter(|call| *call == "reload");
+    assert_eq!(reloads.count(), 1, "{calls:?}");
+}
+
+#[test]
+fn a_unit_that_somebody_has_masked_is_refused_and_stays_masked() {
+    for loaded in [true, false] {
+        let (root, manager) = host();
+        let mask = root.path().join(UNITS[0]).join(HOST);
+        if loaded {
+            manager.set(&[HOST], |unit| unit.load_state = "masked".to_owned());
+        } else {
+            fs::create_dir_all(mask.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink("/dev/null", &mask).unwrap();
+        }
+        let before = files(root.path());
+        let settings = settings("role: mirror\n");
+        let refused = run(install(
+            root.path(),
+            BINARY.as_ref(),
+            &settings,
+            ETC_ONLY,
+            &manager,
+        ));
+        let said = refused.unwrap_err().to_string();
+        let remedy = "`systemctl unmask registry-agent-host.service`";
+        assert!(said.contains(remedy), "{said}");
+        assert_eq!(files(root.path()), before);
+        assert_eq!(manager.calls(), [""; 0]);
+        assert_eq!(mask.is_symlink(), !loaded);
+    }
+}
+
+#[test]
+fn systemd_never_gives_up_a_service_however_often_it_is_started() {
+    for unit in [AGENT_UNIT, HOST_UNIT] {
+        let (head, rest) = unit.split_once("\n[Service]\n").unwrap();
+        // systemd.unit(5): the limit is of [Unit], and 0 is none.
+        assert!(head.contains("\nStartLimitIntervalSec=0\n"), "{head}");
+        assert!(!rest.contains("StartLimit"), "{rest}");
+    }
+}
+
+#[test]
+fn an_address_that_somebody_has_is_named_when_its_socket_does_not_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let (root, mut manager) = host();
+    manager.refuses = Some("start registry-agent.socket");
+    manager.problem = Some("can't start registry-agent.socket: it did not");
+    let refused = run(install(
+        root.path(),
+        BINARY.as_ref(),
+        &settings(&format!("listen: {address}\n")),
+        ETC_ONLY,
+        &manager,
+    ));
+    let said = refused.unwrap_err().to_string();
+    assert_eq!(said.matches("can't start").count(), 1, "{said}");
+    let listen = format!("{address} (`listen`) can't be opened");
+    assert!(said.contains(&listen) && said.contains("in use"), "{said}");
 }

@@ -29,6 +29,9 @@ impl<H: Host> Watch<'_, H> {
                 return None;
             }
         }
+        if self.resume_left() {
+            return None;
+        }
         let end = Instant::now() + PATIENCE;
         while self.host.serves().await != Probe::Serves {
             if Instant::now() >= end {

@@ -48,20 +48,36 @@ impl<H: Host> Watch<'_, H> {
             .any(|(path, left)| Signature::of(&self.apply.path(path)) != *left)
     }
 
+    /// The files are as this has just made them.
+    pub(super) fn note_own_changes(&mut self) {
+        for (path, left) in &mut self.left {
+            *left = Signature::of(&self.apply.path(path));
+        }
+    }
+
     /// Whether what the engines were told is still so.
     pub(super) async fn look_at_daemons(&mut self, told: Wanted) {
         self.looked = Some(Instant::now());
         // As it was before the plan looked: what is changed in between is seen as changed.
-        let left = std::mem::take(&mut self.left);
-        let left: BTreeMap<_, _> = left
-            .into_keys()
-            .map(|path| (path.clone(), Signature::of(&self.apply.path(&path))))
+        let before = std::mem::take(&mut self.left);
+        let left: BTreeMap<_, _> = before
+            .keys()
+            .map(|path| (path.clone(), Signature::of(&self.apply.path(path))))
             .collect();
         let (plan, looked_at) = match self.host.look(told).await {
             Ok(looked) => looked,
             Err(why) => {
+                if left != before {
+                    let first = why.lines().next().unwrap_or_default();
+                    let drift = format!("changed by somebody else, and not to be read: {first}");
+                    tracing::warn!("{drift}");
+                    self.state.drift = Some(drift);
+                }
                 self.left = left;
-                self.state.next_step = Some(why);
+                // After a change that failed, why it did is what matters.
+                if self.decider.told() == Some(told) {
+                    self.state.next_step = Some(why);
+                }
                 return;
             }
         };
@@ -73,12 +89,18 @@ impl<H: Host> Watch<'_, H> {
             .iter()
             .map(|file| file.path.display().to_string())
             .collect();
-        if self.drifted && !was {
+        self.changed_by_others = Self::fingerprints_of(&plan);
+        if self.drifted {
             let what = files.join(", ");
-            tracing::warn!("changed by somebody else: {what}");
+            if !was {
+                tracing::warn!("changed by somebody else: {what}");
+            }
             self.state.drift = Some(format!("changed by somebody else: {what}"));
-        } else if !self.drifted {
+        } else {
             self.state.drift = None;
+            if self.decider.told() == Some(Wanted::Wired) {
+                self.forget_left();
+            }
         }
         let refusals = plan.refusals.iter();
         self.state.refusals = refusals
@@ -134,6 +156,12 @@ impl<H: Host> Watch<'_, H> {
             self.engines.push(name);
             self.state.engines.push(engine);
         }
+        // One that is masked is not asked for a proof; it may be unmasked and started.
+        let masked = self.state.notes.iter().filter_map(|note| {
+            let (unit, _) = note.split_once(" is masked")?;
+            Some(unit.to_owned())
+        });
+        self.idle.extend(masked);
         let well = self.state.last_apply.as_ref();
         if well.is_some_and(|it| it.failure.is_none()) && !self.drifted {
             self.state.next_step = failed.map(|unit| {

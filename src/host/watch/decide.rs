@@ -116,7 +116,7 @@ impl Decider {
             None
         } else if policy == Drift::Report {
             Some("host.drift is report")
-        } else if self.corrections.len() >= FIGHTS {
+        } else if self.has_fought() {
             Some(
                 "it was put right 3 times in 10 minutes and changed back each time: somebody else \
                  manages it",
@@ -154,6 +154,21 @@ impl Decider {
         self.changed = None;
         self.told = None;
         self.theirs = false;
+    }
+
+    /// Whether somebody else has won: what is put right is changed back each time.
+    pub fn has_fought(&self) -> bool {
+        self.corrections.len() >= FIGHTS
+    }
+
+    /// An earlier run has left to others what is there now, by policy or after a fight, which is
+    /// over some time after this start.
+    pub fn resume(&mut self, now: Duration, fought: bool) {
+        self.told = Some(Wanted::Wired);
+        self.theirs = true;
+        if fought {
+            self.corrections = vec![now; FIGHTS];
+        }
     }
 
     /// What the engines were told last.

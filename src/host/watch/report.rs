@@ -7,12 +7,16 @@ use serde::{Deserialize, Serialize};
 use super::recover::NEXT_STEP;
 use super::{Host, Watch, Word};
 use crate::host::facts::FileFacts;
+use crate::host::plan::Wanted;
 use crate::host::write;
 
 /// Where the state is that anybody may read.
 pub const STATE_FILE: &str = "/run/registry-agent-host/state.json";
 /// In few words, for a host of which nothing can be changed.
 const BLOCKED: &str = "nothing can be changed: see `registry-agent status`";
+
+/// After a withdrawal that was not proved.
+const UNPROVED: &str = "not all engines are proved to do without the mirror";
 
 /// What the loop tells everybody, in [`STATE_FILE`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +42,8 @@ pub struct State {
     pub notes: Vec<String>,
     /// Why nothing of the host can be changed at all; none where it can.
     pub blocked: Option<String>,
+    /// Why the configuration was not taken when it was last read again; none where it was.
+    pub configuration: Option<String>,
     /// What a person is to do; none where all is well.
     pub next_step: Option<String>,
 }
@@ -99,7 +105,14 @@ impl<H: Host> Watch<'_, H> {
         let kept = self.state.kept().unwrap_or_default();
         let told = match (&self.state.mirror, &self.state.last_apply) {
             (Some(mirror), _) => format!("engines wired to {mirror}"),
+            (None, None) if self.left_to_others.is_some() => {
+                "engines left as somebody else has them".to_owned()
+            }
             (None, None) => "waiting for the mirror to serve".to_owned(),
+            (None, Some(last)) if self.is_half_withdrawn(last) => {
+                let and = if kept.is_empty() { "" } else { "; " };
+                format!("{UNPROVED}{and}{kept}")
+            }
             (None, _) if kept.is_empty() => {
                 "engines not wired: they pull without the mirror".to_owned()
             }
@@ -125,6 +138,10 @@ impl<H: Host> Watch<'_, H> {
             let first = blocked.lines().next().unwrap_or_default();
             line = format!("{line}; nothing can be changed: {first}");
         }
+        if let Some(broken) = &self.state.configuration {
+            let first = broken.lines().next().unwrap_or_default();
+            line = format!("{line}; {first}");
+        }
         self.state.line = line;
         self.state.summary = self.summary();
         if self.said.as_ref() == Some(&self.state) {
@@ -135,6 +152,11 @@ impl<H: Host> Watch<'_, H> {
             tracing::warn!("what this does can't be shown: {error}");
         }
         self.said = Some(self.state.clone());
+    }
+
+    /// Whether the mirror was to be taken away, and that is not proved.
+    fn is_half_withdrawn(&self, last: &LastApply) -> bool {
+        last.failure.is_some() && self.tried == Some(Wanted::Withdrawn)
     }
 
     /// `docker wired`, `docker, containerd wired`, `docker not wired`, `containerd wired; docker does
@@ -154,6 +176,8 @@ impl<H: Host> Watch<'_, H> {
             .last_apply
             .as_ref()
             .is_some_and(|it| it.failure.is_some());
+        let half = self.state.last_apply.as_ref();
+        let half = half.is_some_and(|last| self.is_half_withdrawn(last));
         let others = !resting.is_empty() || !refused.is_empty();
         let engines = match running.as_str() {
             "" => "engines",
@@ -161,6 +185,7 @@ impl<H: Host> Watch<'_, H> {
         };
         let mut parts = Vec::new();
         match &self.state.mirror {
+            _ if half => parts.push(UNPROVED.to_owned()),
             _ if failed => parts.push(format!("{engines} could not be wired")),
             Some(_) if self.state.drift.is_some() => {
                 parts.push(format!("{engines} wired, and changed since"));

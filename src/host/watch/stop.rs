@@ -35,6 +35,7 @@ impl<H: Host> Watch<'_, H> {
         self.host.tell(Word::Stopping(limit));
         self.apply.deadlines.job = self.apply.deadlines.job.min(JOB);
         if tokio::time::timeout(limit, self.unwire()).await.is_err() {
+            self.tried = Some(Wanted::Withdrawn);
             let limit = humantime::format_duration(limit);
             self.failed(&format!(
                 "it stops, and the engines were not proved to do without the mirror within {limit}; \

@@ -24,7 +24,7 @@ fn no_stray_signal_ends_the_hosts_part_and_a_hangup_has_it_read_its_configuratio
         host.run(&["systemctl", "kill", &signal, "--kill-whom=main", HOST_UNIT]);
     };
     for stray in [
-        "QUIT", "ALRM", "USR1", "USR2", "PIPE", "VTALRM", "PROF", "IO", "PWR",
+        "QUIT", "ALRM", "USR1", "USR2", "PIPE", "VTALRM", "PROF", "IO", "PWR", "XFSZ", "RTMIN+5",
     ] {
         send(stray);
         poll::until("it is taken", PATIENCE, || {
@@ -75,6 +75,33 @@ fn no_stray_signal_ends_the_hosts_part_and_a_hangup_has_it_read_its_configuratio
         now => Err(now),
     });
     wait_until_wired(&host);
+}
+
+/// A restart of the bus ends every connection to it.
+#[test]
+fn a_bus_that_is_restarted_blinds_nobody() {
+    let network = Network::new();
+    let mut host = host_with_units(&network, MIRROR);
+    host.boot();
+    wait_until_wired(&host);
+    let process = property(&host, HOST_UNIT, "MainPID");
+    let restart_bus = || {
+        host.run(&["systemctl", "restart", "dbus.service"]);
+    };
+    restart_bus();
+    host.write(DAEMON_JSON, "{ \"debug\": true }\n");
+    poll::until("drift is put right", PATIENCE, || match mirrors(&host) {
+        Ok(has) if has == [local()] && host.read(DAEMON_JSON).contains("debug") => Ok(()),
+        other => Err(other),
+    });
+    wait_until_wired(&host);
+    assert_eq!(property(&host, HOST_UNIT, "MainPID"), process);
+
+    restart_bus();
+    host.run(&["systemctl", "stop", HOST_UNIT]);
+    assert_mirrors(&host, &[]);
+    let said = journal(&host, &[HOST_UNIT]);
+    assert!(!said.contains("could not be told"), "{said}");
 }
 
 #[test]
