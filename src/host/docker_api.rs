@@ -61,14 +61,14 @@ pub fn socket(root: &Path, unit: &str, command_line: &[String]) -> Option<PathBu
     if hosts.is_empty() {
         return Some(PathBuf::from(SOCKET));
     }
-    let unix = |host: &String| match host.as_str() {
+    let path_of = |host: &String| match host.as_str() {
         // All of these stand for the usual one (moby, `opts/hosts.go`); a socket that systemd
         // passes has another name only where `docker.socket` was changed.
         "" | "unix://" => Some(SOCKET.into()),
         host if host.starts_with("fd://") => Some(SOCKET.into()),
         host => host.strip_prefix("unix://").map(PathBuf::from),
     };
-    hosts.iter().find_map(unix)
+    hosts.iter().find_map(path_of)
 }
 
 /// `hosts` of a `daemon.json`; none where it has none, or is none.
