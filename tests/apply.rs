@@ -384,6 +384,31 @@ fn a_plan_is_written_told_and_proved_and_taken_back_to_the_byte() {
 }
 
 #[test]
+fn what_is_large_can_be_taken_back_and_what_is_too_large_is_not_begun() {
+    // Each line end is two bytes in the journal.
+    let large = format!("{{}}{}", "\n".repeat(1_000_000));
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), Some(&large));
+    let wire = plan(&host, &(wired() + &"\t".repeat(1_000_000)), &[MIRROR]);
+    with(&host, async |apply| apply.apply(&wire, purpose()).await).unwrap();
+    let back = way_back(&host);
+    with(&host, async |apply| {
+        apply.apply(&back, Purpose::default()).await
+    })
+    .unwrap();
+    assert_eq!(fs::read_to_string(host.at(DAEMON_JSON)).unwrap(), large);
+
+    let mut wire = plan(&host, &wired(), &[MIRROR]);
+    wire.files[1].after = text(&"\u{1}".repeat(4 << 20), 0o644);
+    let before = host.state();
+    let refused = with(&host, async |apply| apply.apply(&wire, purpose()).await);
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("transaction.json would have"), "{said}");
+    assert_eq!(host.state(), before);
+    assert_eq!(journal(&host).transaction().unwrap(), None);
+}
+
+#[test]
 fn nothing_to_do_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let host = host(folder.path(), Some("{}"));

@@ -15,7 +15,7 @@ use registry_agent::host::apply::{Apply, Deadlines, Partly, Purpose, System, Sys
 use registry_agent::host::facts::{FileFacts, UnitFacts};
 use registry_agent::host::journal::{Journal, Original, Originals, UnitBefore};
 use registry_agent::host::plan::{
-    Check, FileChange, Plan, Proof, TakenFrom, UnitAction, Verb, take_back,
+    Check, Daemon, FileChange, Plan, Proof, TakenFrom, UnitAction, Verb, take_back,
 };
 use registry_agent::host::{rollback, write};
 
@@ -74,15 +74,27 @@ fn originals(files: &[(&str, Option<&str>, &str)]) -> Originals {
     }
 }
 
-/// The way back of a host whose files are these now.
+/// The way back of a host whose files are these now, and whose docker has these mirrors.
 fn back(originals: &Originals, now: &[(&str, Option<&str>)], live: &[&str]) -> Plan {
+    back_with(originals, now, has(live), true)
+}
+
+fn has(live: &[&str]) -> Daemon {
+    Daemon::Has(live.iter().map(|&one| one.to_owned()).collect())
+}
+
+fn back_with(
+    originals: &Originals,
+    now: &[(&str, Option<&str>)],
+    docker: Daemon,
+    restart: bool,
+) -> Plan {
     let now = now.iter().map(|&(path, now)| (path.into(), file(now)));
-    let live: Vec<String> = live.iter().map(|&one| one.to_owned()).collect();
     take_back(TakenFrom {
         originals,
         now: &now.collect(),
-        live: &[("docker.service".to_owned(), live)].into(),
-        restart: true,
+        daemons: &[("docker.service".to_owned(), docker)].into(),
+        restart,
     })
 }
 
@@ -360,6 +372,84 @@ fn what_is_not_safe_is_said_and_not_forgotten() {
     assert_eq!((plan.refusals.len(), plan.forgotten.len()), (0, 2));
 }
 
+#[test]
+fn a_file_is_not_done_with_while_its_docker_has_the_mirror() {
+    let wired = format!(r#"{{"registry-mirrors": ["{MIRROR}"]}}"#);
+    for (before, now) in [
+        // Somebody has taken it away, or has put back what was there, and told nobody.
+        (None, None),
+        (Some("{}"), Some("{}")),
+        (Some("{}"), None),
+        (None, Some(r#"{"registry-mirrors": []}"#)),
+    ] {
+        let originals = originals(&[(DAEMON_JSON, before, &wired)]);
+        let files = &[(DAEMON_JSON, now)];
+        let plan = back(&originals, files, &["http://127.0.0.1:5000/"]);
+        assert_eq!(plan.files.len(), 1, "{before:?} {now:?}: {plan:?}");
+        assert_eq!(content(&plan.files[0].after), now, "{before:?} {now:?}");
+        let unit = "docker.service".to_owned();
+        let mirrors = Vec::new();
+        assert_eq!(plan.proofs, [Proof::DockerMirrors { unit, mirrors }]);
+        assert_eq!(plan.actions[0].verb, Verb::Reload);
+        let parts = plan.split();
+        let with_it = parts.iter().find(|part| !part.forgotten.is_empty());
+        assert_eq!(
+            with_it.unwrap().proofs,
+            plan.proofs,
+            "not before it is proved"
+        );
+
+        // One that does not say is not taken for one that has none.
+        let plan = back_with(&originals, files, Daemon::Silent, true);
+        assert!(plan.forgotten.is_empty(), "{plan:?}");
+        assert!(plan.refusals[0].why.contains("docker.service"), "{plan:?}");
+        for docker in [has(&[]), has(&["http://theirs/"]), Daemon::Idle] {
+            let plan = back_with(&originals, files, docker, true);
+            assert_eq!((plan.files.len(), plan.forgotten.len()), (0, 1), "{plan:?}");
+        }
+    }
+    // A broken one can't be read again, so what docker has can't be taken from it.
+    let originals = originals(&[(DAEMON_JSON, None, &wired)]);
+    for docker in [has(&["http://127.0.0.1:5000/"]), Daemon::Silent] {
+        let plan = back_with(&originals, &[(DAEMON_JSON, Some("{"))], docker, true);
+        assert_eq!(plan.refusals[0].subject, DAEMON_JSON, "{plan:?}");
+        assert!(plan.forgotten.is_empty(), "{plan:?}");
+    }
+}
+
+#[test]
+fn flags_are_known_until_docker_runs_without_them() {
+    let (before, made) = (
+        "OPTIONS='--registry-mirror=http://old'\n",
+        format!("OPTIONS='--registry-mirror={MIRROR} --registry-mirror=http://old'\n"),
+    );
+    let originals = originals(&[(SYSCONFIG, Some(before), &made)]);
+    let (ours, theirs) = ("http://127.0.0.1:5000/", "http://old/");
+    for (now, restart, docker, left) in [
+        (made.as_str(), false, has(&[ours, theirs]), true),
+        (made.as_str(), false, Daemon::Silent, true),
+        // The file is right by then, and docker was not restarted ...
+        (before, false, has(&[ours, theirs]), true),
+        // ... until it is.
+        (before, false, has(&[theirs]), false),
+        (before, false, Daemon::Idle, false),
+        (made.as_str(), false, Daemon::Idle, false),
+        (made.as_str(), true, has(&[ours, theirs]), false),
+    ] {
+        let case = format!("{now} {restart} {docker:?}");
+        let plan = back_with(&originals, &[(SYSCONFIG, Some(now))], docker, restart);
+        // For the next start it is right in any case.
+        let changes = usize::from(now != before);
+        assert_eq!(plan.files.len(), changes, "{case}: {plan:?}");
+        assert_eq!(plan.refusals.len(), usize::from(left), "{case}: {plan:?}");
+        assert_eq!(plan.forgotten.is_empty(), left, "{case}: {plan:?}");
+        assert_eq!(plan.actions.len(), usize::from(restart), "{case}: {plan:?}");
+    }
+    // It was told the flags are gone, and is to be restarted for what it still has.
+    let plan = back(&originals, &[(SYSCONFIG, Some(before))], &[ours, theirs]);
+    assert_eq!(plan.actions[0].verb, Verb::Restart, "{plan:?}");
+}
+
 /// A host with a docker that reads its file at a reload, and a CRI-O.
 struct Host {
     root: PathBuf,
@@ -547,4 +637,35 @@ async fn what_a_person_has_to_put_right_stays_in_the_journal() {
     assert_eq!(done.failures, [] as [String; 0]);
     assert_eq!(*host.mirrors.lock().unwrap(), ["http://theirs"]);
     assert_eq!(journal.originals().unwrap(), Originals::default());
+}
+
+#[tokio::test]
+async fn a_mirror_whose_file_is_gone_is_taken_from_docker() {
+    for before in [None, Some("{\"debug\": true}")] {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host {
+            root: folder.path().join("root"),
+            mirrors: Mutex::default(),
+            deaf: Mutex::default(),
+        };
+        let at = write::under(&host.root, Path::new(DAEMON_JSON));
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        write::put(&at, &file(before)).unwrap();
+        let journal = Journal::open(&folder.path().join("state")).unwrap();
+        let apply = Apply {
+            root: &host.root.clone(),
+            journal: &journal,
+            system: &host,
+            deadlines: Deadlines::default(),
+        };
+        wired(&apply).await;
+        assert_eq!(*host.mirrors.lock().unwrap(), [MIRROR]);
+        // Also with its folder: it comes and goes with the file.
+        fs::remove_dir_all(at.parent().unwrap()).unwrap();
+        let (_, done) = taken_back(&apply).await;
+        assert_eq!(done.failures, [] as [String; 0]);
+        assert_eq!(*host.mirrors.lock().unwrap(), [] as [String; 0]);
+        assert!(!at.parent().unwrap().exists());
+        assert_eq!(journal.originals().unwrap(), Originals::default());
+    }
 }

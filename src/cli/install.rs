@@ -10,6 +10,7 @@ use crate::config::Sources;
 use crate::host::install::{self, Done, Told};
 use crate::host::journal::Journal;
 use crate::host::live::{self, ThisHost};
+use crate::host::plan::Plan;
 use crate::host::watch::Host as _;
 
 /// Installs the units of this binary. Exit code 0: they are as they should be and run; 1: not.
@@ -62,7 +63,7 @@ pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
         if !journal.exists() {
             return Ok(());
         }
-        let back = take_back(host.system(), restart, "uninstall", |_| String::new()).await?;
+        let back = take_back(host.system(), restart, "uninstall", notes).await?;
         print(&back.said);
         // These may go another time; what only a person can put right keeps nothing here.
         if !back.failures.is_empty() {
@@ -87,6 +88,12 @@ pub(super) async fn uninstall(host: &ThisHost) -> ExitCode {
         }
         Err(error) => fail(&error, 1),
     }
+}
+
+/// Of a way back that is part of something else, only what is worth knowing.
+fn notes(plan: &Plan) -> String {
+    let notes = plan.notes.iter().map(|note| format!("note: {note}\n"));
+    notes.collect()
 }
 
 fn said(done: &Done, nothing: &str) -> ExitCode {

@@ -67,10 +67,7 @@ pub(super) async fn take_back<S: System>(
     };
     print(&show(&plan));
     let done = apply.apply_each(&plan, &Purpose::default()).await;
-    let mut said = done.report.to_string();
-    for note in &plan.notes {
-        said = format!("{said}note: {note}\n");
-    }
+    let said = done.report.to_string();
     let refusals = plan.refusals.iter();
     let left = refusals.map(|one| format!("{}: {}. To do: {}", one.subject, one.why, one.remedy));
     Ok(TakenBack {

@@ -156,6 +156,7 @@ impl<S: System> Apply<'_, S> {
             let before = self.unit_before(&unit, asks).await?;
             transaction.units.insert(unit, before);
         }
+        self.journal.check(&transaction)?;
         failpoint!(ApplyChecked);
         self.journal.record(&transaction)?;
         failpoint!(ApplyJournaled);
@@ -190,8 +191,9 @@ impl<S: System> Apply<'_, S> {
         if !transaction.forgotten.is_empty() {
             let before = self.journal.originals()?;
             let kept = before.clone().after(transaction).folders;
-            let gone = before.folders.iter().filter(|one| !kept.contains(one));
-            for folder in gone.rev() {
+            let made = before.folders.iter().chain(&transaction.folders);
+            let gone: Vec<_> = made.filter(|one| !kept.contains(one)).collect();
+            for folder in gone.into_iter().rev() {
                 write::remove_folder(&self.path(folder))?;
             }
         }
@@ -207,7 +209,8 @@ impl<S: System> Apply<'_, S> {
     fn missing_folders(&self, plan: &Plan) -> Vec<PathBuf> {
         let mut folders = Vec::new();
         for change in &plan.files {
-            if change.after == FileFacts::Absent {
+            // A file that is not there and never comes is there for a moment ([`bridge`]).
+            if change.after == FileFacts::Absent && change.before != FileFacts::Absent {
                 continue;
             }
             for folder in write::missing_folders(self.root, &change.path) {

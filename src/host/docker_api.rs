@@ -17,8 +17,6 @@ use super::read::{self, below};
 
 /// Where dockerd, and `docker.socket` for its `fd://`, listen if nobody says otherwise.
 const SOCKET: &str = "/run/docker.sock";
-/// What dockerd reads if nobody says otherwise.
-const CONFIG_FILE: &str = "/etc/docker/daemon.json";
 /// dockerd counts its containers, and asks its plugins and its store, before it answers.
 const DEADLINE: Duration = Duration::from_secs(10);
 const LIMIT: usize = 4 * 1024 * 1024;
@@ -42,26 +40,35 @@ pub struct Daemon {
     pub info: DockerInfo,
 }
 
-/// The socket on which the daemon with these arguments answers: the first that its flags name, or
-/// else its configuration file, or else the usual one. Nothing where it listens on TCP alone.
-pub fn socket(root: &Path, command_line: &[String]) -> Option<PathBuf> {
+/// What the dockerd of this unit reads if nobody says otherwise.
+pub(super) fn default_config_file(unit: &str) -> &'static str {
+    match unit {
+        "docker-latest.service" => "/etc/docker-latest/daemon.json",
+        _ => "/etc/docker/daemon.json",
+    }
+}
+
+/// The socket on which the daemon of this unit, with these arguments, answers: the first that its
+/// flags name, or else its configuration file, or else the usual one. Nothing where it listens on TCP
+/// alone.
+pub fn socket(root: &Path, unit: &str, command_line: &[String]) -> Option<PathBuf> {
     let mut hosts: Vec<String> = values(command_line, "--host", Some("-H"));
     if hosts.is_empty() {
         let file = values(command_line, "--config-file", None).pop();
-        let file = file.unwrap_or_else(|| CONFIG_FILE.to_owned());
+        let file = file.unwrap_or_else(|| default_config_file(unit).to_owned());
         hosts = hosts_in(&read::file(root, Path::new(&file)));
     }
     if hosts.is_empty() {
         return Some(PathBuf::from(SOCKET));
     }
-    let unix = |host: &String| match host.as_str() {
+    let path_of = |host: &String| match host.as_str() {
         // All of these stand for the usual one (moby, `opts/hosts.go`); a socket that systemd
         // passes has another name only where `docker.socket` was changed.
         "" | "unix://" => Some(SOCKET.into()),
         host if host.starts_with("fd://") => Some(SOCKET.into()),
         host => host.strip_prefix("unix://").map(PathBuf::from),
     };
-    hosts.iter().find_map(unix)
+    hosts.iter().find_map(path_of)
 }
 
 /// `hosts` of a `daemon.json`; none where it has none, or is none.
@@ -236,8 +243,29 @@ mod tests {
         ] {
             let words = std::iter::once("/usr/bin/dockerd").chain(flags.split_whitespace());
             let words: Vec<String> = words.map(str::to_owned).collect();
-            let socket = socket(root.path(), &words);
+            let socket = socket(root.path(), "docker.service", &words);
             assert_eq!(socket.as_deref(), expected.map(Path::new), "{flags}");
+        }
+    }
+
+    #[test]
+    fn each_unit_has_its_own_file_to_say_where_it_listens() {
+        let root = tempfile::tempdir().unwrap();
+        for (folder, socket) in [("docker", "a"), ("docker-latest", "b")] {
+            let folder = root.path().join("etc").join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            let file = folder.join("daemon.json");
+            let file = OpenOptions::new().write(true).create_new(true).open(file);
+            let content = format!(r#"{{"hosts": ["unix:///run/{socket}.sock"]}}"#);
+            file.unwrap().write_all(content.as_bytes()).unwrap();
+        }
+        let words = ["/usr/bin/dockerd".to_owned()];
+        for (unit, expected) in [
+            ("docker.service", "/run/a.sock"),
+            ("docker-latest.service", "/run/b.sock"),
+        ] {
+            let socket = socket(root.path(), unit, &words);
+            assert_eq!(socket.as_deref(), Some(Path::new(expected)));
         }
     }
 

@@ -18,10 +18,14 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::FileFacts;
 use super::plan::{Proof, UnitAction, Verb};
+use super::read;
 use super::write::{self, WriteError};
 
 /// The form of both files.
 const VERSION: u32 = 1;
+/// What either is at most, in bytes: written as well as read. Two texts of [`read::LIMIT`] bytes that
+/// are all line ends or tabs, which JSON writes in two, are a quarter of it.
+const LIMIT: u64 = 16 * read::LIMIT;
 const TRANSACTION: &str = "transaction.json";
 const ORIGINAL: &str = "original.json";
 
@@ -45,6 +49,19 @@ pub enum JournalError {
         /// What came back.
         source: io::Error,
     },
+    /// It could not be read again.
+    #[error(
+        "the journal {} would have {size} bytes, and at most {LIMIT} are read: the files that are to \
+         change are too large for it ({})", path.display(), list(files)
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What would be in it, in bytes.
+        size: u64,
+        /// The files of the host that it is about.
+        files: Vec<PathBuf>,
+    },
     /// Something else has written there.
     #[error(
         "the journal {} can't be understood: {why}. It says what this host was before it was \
@@ -57,6 +74,14 @@ pub enum JournalError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+fn list(files: &[PathBuf]) -> String {
+    let files: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    files.join(", ")
 }
 
 /// A change that is under way.
@@ -194,6 +219,28 @@ impl Journal {
         self.read(TRANSACTION)
     }
 
+    /// Fails where what this change needs to be taken back could be written and not be read again:
+    /// before anything is changed.
+    pub fn check(&self, transaction: &Transaction) -> Result<(), JournalError> {
+        let originals = self.originals()?.after(transaction);
+        let sizes = [
+            (TRANSACTION, self.encoded(TRANSACTION, transaction)?.len()),
+            (ORIGINAL, self.encoded(ORIGINAL, &originals)?.len()),
+        ];
+        for (name, size) in sizes {
+            let size = u64::try_from(size).unwrap_or(u64::MAX);
+            if size > LIMIT {
+                let files = originals.files.keys().cloned();
+                return Err(JournalError::TooLarge {
+                    path: self.folder.join(name),
+                    size,
+                    files: files.collect(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Records how far a change got. It is on the disk when this returns.
     pub fn record(&self, transaction: &Transaction) -> Result<(), JournalError> {
         self.write(TRANSACTION, transaction)
@@ -233,7 +280,7 @@ impl Journal {
             path: path.clone(),
             why,
         };
-        let content = match write::read(&path)? {
+        let content = match write::read_at_most(&path, LIMIT)? {
             FileFacts::Absent => return Ok(None),
             FileFacts::Unreadable(why) => return Err(corrupt(why)),
             FileFacts::Text { content, .. } => content,
@@ -252,19 +299,24 @@ impl Journal {
         Ok(Some(versioned.journal))
     }
 
-    fn write<T: Serialize>(&self, name: &str, journal: &T) -> Result<(), JournalError> {
-        let path = self.folder.join(name);
+    fn encoded<T: Serialize>(&self, name: &str, journal: &T) -> Result<String, JournalError> {
         let versioned = Versioned {
             version: VERSION,
             journal,
         };
         let content = serde_json::to_string_pretty(&versioned);
         let content = content.map_err(|e| JournalError::Corrupt {
-            path: path.clone(),
+            path: self.folder.join(name),
             why: e.to_string(),
         })?;
+        Ok(content + "\n")
+    }
+
+    fn write<T: Serialize>(&self, name: &str, journal: &T) -> Result<(), JournalError> {
+        let path = self.folder.join(name);
+        let content = self.encoded(name, journal)?;
         let facts = FileFacts::Text {
-            content: content + "\n",
+            content,
             mode: 0o600,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -427,6 +479,22 @@ mod tests {
             })
             .unwrap();
         assert_eq!(journal.originals().unwrap(), Originals::default());
+    }
+
+    #[test]
+    fn nobody_else_may_read_what_files_held() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("state")).unwrap();
+        let change = transaction("mine", "wired", "http://127.0.0.1:5000");
+        journal.record(&change).unwrap();
+        journal.keep(&change).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(journal.folder()), 0o700);
+        for name in [TRANSACTION, ORIGINAL] {
+            assert_eq!(mode(&journal.folder().join(name)), 0o600, "{name}");
+        }
     }
 
     #[test]

@@ -129,7 +129,7 @@ async fn observe_docker(root: &Path, unit: UnitFacts) -> (DockerFacts, Option<St
     let mut note = None;
     let daemon = match command_line
         .as_deref()
-        .map(|line| docker_api::socket(root, line))
+        .map(|line| docker_api::socket(root, &unit.name, line))
     {
         None => None,
         Some(None) => {

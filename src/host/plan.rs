@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use self::context::Context;
-use super::facts::{Engines, Facts, FileFacts};
+use super::facts::{Facts, FileFacts};
 use crate::config::{HostSettings, Manage};
 
 mod buildkit;
@@ -30,7 +30,7 @@ pub(super) mod words;
 
 pub(super) use context::argument;
 pub use print::Printed;
-pub use take_back::{Host as TakenFrom, dockers, mirrors_in, take_back};
+pub use take_back::{Daemon, Host as TakenFrom, mirrors_in, readers, take_back};
 
 /// What the engines are to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,22 +148,13 @@ pub fn plan(facts: &Facts, settings: &HostSettings, wanted: Wanted) -> Result<Pl
     Ok(plan)
 }
 
-/// The files that [`Facts::files`] has to hold before anything is read. Some of them name more:
-/// [`further_paths`].
-pub fn paths(engines: &Engines, settings: &HostSettings) -> BTreeSet<PathBuf> {
-    let facts = Facts {
-        engines: engines.clone(),
-        ..Facts::default()
-    };
-    further_paths(&facts, settings)
-}
-
 /// The files that [`Facts::files`] has to hold and does not, by what it does hold: an environment
 /// file can move `daemon.json`, and containerd's configuration its `certs.d`. It is empty after
 /// two rounds of reading.
 pub fn further_paths(facts: &Facts, settings: &HostSettings) -> BTreeSet<PathBuf> {
     let context = Context::new(facts, settings, Wanted::Wired);
-    let mut paths = BTreeSet::from([PathBuf::from(hosts_file::FILE)]);
+    let mut paths = BTreeSet::new();
+    hosts_file::paths(&context, &mut paths);
     paths.extend(settings.ca.clone());
     docker::paths(&context, &mut paths);
     containerd::paths(&context, &mut paths);

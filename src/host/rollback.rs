@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::apply::{Apply, System};
 use super::facts::FileFacts;
 use super::journal::JournalError;
-use super::plan::{Plan, TakenFrom, dockers, take_back};
+use super::plan::{Daemon, Plan, TakenFrom, readers, take_back};
 use super::write;
 
 /// The plan that takes back all that was ever changed; nothing where that is nothing. `restart` is
@@ -27,17 +27,25 @@ pub async fn plan<S: System>(
         let facts = facts.unwrap_or_else(|error| FileFacts::Unreadable(error.to_string()));
         now.insert(path.clone(), facts);
     }
-    let mut live = BTreeMap::new();
-    for unit in dockers(&originals) {
-        // One that does not answer has nothing to say.
-        if let Ok(mirrors) = apply.system.docker_mirrors(&unit).await {
-            live.insert(unit, mirrors);
-        }
+    let mut daemons = BTreeMap::new();
+    for (unit, docker) in readers(&originals) {
+        let daemon = daemon(apply.system, &unit, docker).await;
+        daemons.insert(unit, daemon);
     }
     Ok(Some(take_back(TakenFrom {
         originals: &originals,
         now: &now,
-        live: &live,
+        daemons: &daemons,
         restart,
     })))
+}
+
+async fn daemon(system: &impl System, unit: &str, docker: bool) -> Daemon {
+    if docker && let Ok(mirrors) = system.docker_mirrors(unit).await {
+        return Daemon::Has(mirrors);
+    }
+    match system.unit(unit).await {
+        Ok(unit) => Daemon::of(&unit),
+        Err(_) => Daemon::Silent,
+    }
 }

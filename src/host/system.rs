@@ -60,7 +60,7 @@ impl System for Host {
                 facts.active_state, facts.sub_state
             )));
         };
-        let Some(socket) = docker_api::socket(&self.root, &command_line) else {
+        let Some(socket) = docker_api::socket(&self.root, &facts.name, &command_line) else {
             return Err(SystemError(format!(
                 "can't ask {unit} for its mirrors: it listens on TCP only. Give it a Unix socket \
                  as well (`-H unix:///run/docker.sock`)"

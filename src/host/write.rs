@@ -1,4 +1,4 @@
-//! The one place that changes files of the host.
+//! Changing the files of engines, and the journal.
 //!
 //! A file changes whole or not at all, whoever reads it and whenever the power goes: its new content
 //! is written under a temporary name in the same folder, which nobody but root can open, gets its
@@ -16,11 +16,12 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use super::facts::FileFacts;
+use super::read;
 
 /// The extended attribute of a file's label.
 const SELINUX: &str = "security.selinux";
-/// No configuration is larger; what is, is none.
-const LIMIT: u64 = 4 * 1024 * 1024;
+/// More than what is ever written: plans are made of files of [`read::LIMIT`] at most.
+const LIMIT: u64 = 4 * read::LIMIT;
 /// What root makes for everybody to read.
 const FOLDER_MODE: u32 = 0o755;
 
@@ -61,6 +62,10 @@ fn hint(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             ". Root is needed, and the file must not be immutable (`lsattr`)"
         }
+        io::ErrorKind::ResourceBusy => {
+            ". Is it mounted by itself (`findmnt`), as into a container? Then change the file that \
+             is mounted there, or unmount it"
+        }
         io::ErrorKind::StorageFull => ". The disk is full (`df`)",
         _ => "",
     }
@@ -73,6 +78,11 @@ pub fn under(root: &Path, path: &Path) -> PathBuf {
 
 /// What is at `path`, with the link followed that may be there.
 pub fn read(path: &Path) -> Result<FileFacts, WriteError> {
+    read_at_most(path, LIMIT)
+}
+
+/// The same, for a file of at most so many bytes.
+pub fn read_at_most(path: &Path, limit: u64) -> Result<FileFacts, WriteError> {
     let file = OpenOptions::new()
         .read(true)
         // A fifo would never open.
@@ -89,12 +99,12 @@ pub fn read(path: &Path) -> Result<FileFacts, WriteError> {
     }
     let mut bytes = Vec::new();
     let read = Read::by_ref(&mut file)
-        .take(LIMIT + 1)
+        .take(limit + 1)
         .read_to_end(&mut bytes);
     read.map_err(WriteError::new("read", path))?;
-    if bytes.len() as u64 > LIMIT {
+    if bytes.len() as u64 > limit {
         return Ok(FileFacts::Unreadable(format!(
-            "it is larger than {LIMIT} bytes"
+            "it is larger than {limit} bytes"
         )));
     }
     let Ok(content) = String::from_utf8(bytes) else {
@@ -216,13 +226,7 @@ impl Staged {
         let temporary = temporary(path);
         remove_leftover(path)?;
         let failed = |doing| WriteError::new(doing, &temporary);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            // Nobody else may look before it is whole, and has its own owner and label.
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed("write"))?;
+        let mut file = create(&temporary).map_err(failed("write"))?;
         let staged = Self {
             temporary: temporary.clone(),
             path: path.to_owned(),
@@ -267,6 +271,12 @@ impl Drop for Staged {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// A new file that nobody else may open before it is whole, and has its own owner and label.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Whether a file may go without the label that it should have, after this refusal. Without `SELinux`
@@ -365,6 +375,30 @@ mod tests {
         assert!(same(&read(&path).unwrap(), &text("old", 0o644, None)));
         drop(staged);
         assert_eq!(names(folder.path()), ["daemon.json"]);
+    }
+
+    #[test]
+    fn what_is_staged_is_nobody_elses_to_open_until_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("daemon.json");
+        let staged = create(&temporary(&path)).unwrap();
+        assert_eq!(staged.metadata().unwrap().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_file_has_its_owner() {
+        if !nix::unistd::getuid().is_root() {
+            return; // Nobody else gives files away.
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("daemon.json");
+        let mut theirs = text("{}", 0o640, None);
+        if let FileFacts::Text { uid, gid, .. } = &mut theirs {
+            (*uid, *gid) = (65_534, 7);
+        }
+        put(&path, &theirs).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (65_534, 7));
     }
 
     #[test]

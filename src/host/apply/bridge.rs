@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use crate::host::facts::FileFacts;
+use crate::host::write;
 
 const KEY: &str = "registry-mirrors";
 
 /// A file, what it was and what it becomes.
 pub(super) type Move<'a> = (&'a Path, &'a FileFacts, &'a FileFacts);
 
-/// The files that lose the key, each with it once more.
+/// The files that lose the key, and those that stay without it, each with it once more.
 pub(super) fn bridges(moves: &[Move<'_>], mirrors: &[String]) -> Vec<(PathBuf, FileFacts)> {
     let bridges = moves.iter().filter_map(|(path, from, to)| {
         let bridge = bridge(from, to, mirrors)?;
@@ -21,11 +22,19 @@ pub(super) fn bridges(moves: &[Move<'_>], mirrors: &[String]) -> Vec<(PathBuf, F
 }
 
 fn bridge(from: &FileFacts, to: &FileFacts, mirrors: &[String]) -> Option<FileFacts> {
-    let FileFacts::Text { content, .. } = from else {
-        return None;
-    };
-    object(content)?.get(KEY)?;
+    let new;
+    // A file that does not change is here for what its daemon remembers of it.
+    if !write::same(from, to) {
+        let FileFacts::Text { content, .. } = from else {
+            return None;
+        };
+        object(content)?.get(KEY)?;
+    }
     let (content, kept) = match to {
+        FileFacts::Absent if *from == FileFacts::Absent => {
+            new = of_root();
+            ("", &new)
+        }
         FileFacts::Absent => ("", from),
         FileFacts::Text { content, .. } => (content.as_str(), to),
         FileFacts::Unreadable(_) => return None,
@@ -41,6 +50,18 @@ fn bridge(from: &FileFacts, to: &FileFacts, mirrors: &[String]) -> Option<FileFa
         *content = serde_json::Value::Object(object).to_string();
     }
     Some(bridge)
+}
+
+/// What nobody has given an owner or rights.
+fn of_root() -> FileFacts {
+    FileFacts::Text {
+        content: String::new(),
+        mode: 0o644,
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        selinux: None,
+        link_to: None,
+    }
 }
 
 fn object(content: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
@@ -89,6 +110,13 @@ mod tests {
             (&plain, &wired, None),
             (&wired, &wired, None),
             (&FileFacts::Absent, &wired, None),
+            // Somebody has taken the key out, or the file away, and told nobody.
+            (
+                &plain,
+                &plain,
+                Some(r#"{"debug":true,"registry-mirrors":["http://old"]}"#),
+            ),
+            (&text("[registries]"), &text("[registries]"), None),
             // Files of others, which are no JSON.
             (&text("[registries]"), &FileFacts::Absent, None),
         ] {
@@ -105,5 +133,13 @@ mod tests {
             });
             assert_eq!(content.as_deref(), expected, "{to:?}");
         }
+        let none = FileFacts::Absent;
+        let Some(FileFacts::Text { content, mode, .. }) = bridge(&none, &none, &[]) else {
+            panic!("a file that is not there has a bridge as well");
+        };
+        assert_eq!(
+            (content.as_str(), mode),
+            (r#"{"registry-mirrors":[]}"#, 0o644)
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::host::facts::FileFacts;
 use crate::host::journal::{Change, JournalError};
 use crate::host::plan::{Proof, UnitAction, Verb};
 use crate::host::verify;
-use crate::host::write::WriteError;
+use crate::host::write::{self, WriteError};
 
 /// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,8 +79,15 @@ pub enum ApplyError {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Change { path, after, .. } in &self.files {
+        for change in &self.files {
+            let Change {
+                path,
+                before,
+                after,
+                ..
+            } = change;
             let done = match after {
+                _ if write::same(before, after) => "as it was",
                 FileFacts::Absent => "removed",
                 _ => "written",
             };

@@ -34,6 +34,16 @@ pub enum Recovered {
     Undone(Undone),
 }
 
+/// What became of one file.
+enum Restored {
+    /// It is again what it was.
+    Now,
+    /// It was never changed, or is restored already.
+    AsItWas,
+    /// Somebody else has changed it, and it is left to them.
+    Theirs,
+}
+
 impl<S: System> Apply<'_, S> {
     /// Ends or takes back what a crash has left, or an earlier [`Apply::undo`] that failed. While
     /// files can't be put back, daemons are not told of them again: this may be tried often.
@@ -106,8 +116,9 @@ impl<S: System> Apply<'_, S> {
         let mut undone = Undone::default();
         for change in transaction.files.iter().rev() {
             match self.restore(transaction, change) {
-                Ok(true) => undone.restored.push(change.path.clone()),
-                Ok(false) => undone.problems.push(format!(
+                Ok(Restored::Now) => undone.restored.push(change.path.clone()),
+                Ok(Restored::AsItWas) => {}
+                Ok(Restored::Theirs) => undone.problems.push(format!(
                     "{} was changed by somebody else in the meantime and is left as it is: look at \
                      it, and plan again",
                     change.path.display()
@@ -127,8 +138,8 @@ impl<S: System> Apply<'_, S> {
         undone
     }
 
-    /// Whether the file is what it was.
-    fn restore(&self, transaction: &Transaction, change: &Change) -> Result<bool, WriteError> {
+    /// Makes the file what it was.
+    fn restore(&self, transaction: &Transaction, change: &Change) -> Result<Restored, WriteError> {
         let Change {
             path,
             before,
@@ -139,13 +150,13 @@ impl<S: System> Apply<'_, S> {
         write::remove_leftover(&path)?;
         let now = write::read(&path)?;
         if write::same(&now, before) {
-            return Ok(true);
+            return Ok(Restored::AsItWas);
         }
         if !write::same(&now, after) && !is_bridge(transaction, change, &now) {
-            return Ok(false);
+            return Ok(Restored::Theirs);
         }
         write::put(&path, before)?;
-        Ok(true)
+        Ok(Restored::Now)
     }
 
     async fn undo_daemons(&self, transaction: &Transaction, undone: &mut Undone) {
@@ -315,7 +326,9 @@ fn is_bridge(transaction: &Transaction, change: &Change, now: &FileFacts) -> boo
 
 impl fmt::Display for Undone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.problems.is_empty() {
+        if self.problems.is_empty() && self.restored.is_empty() {
+            write!(f, "No file is changed.")?;
+        } else if self.problems.is_empty() {
             write!(f, "All of it was taken back.")?;
         } else {
             write!(f, "It was taken back, but not all is as it was:")?;

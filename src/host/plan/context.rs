@@ -7,6 +7,7 @@ use url::Url;
 use super::{FileChange, PlanError, Wanted};
 use crate::config::{HostSettings, Restart};
 use crate::host::facts::{Facts, FileFacts, UnitFacts};
+use crate::host::read;
 use crate::oci::RegistryHost;
 
 /// The first line of a file that is ours alone; one without it is somebody's own.
@@ -144,6 +145,16 @@ impl<'a> Context<'a> {
         // No file is as good as one with nothing in it.
         if self.text(path)?.unwrap_or_default() == new {
             return Ok(None);
+        }
+        let limit = read::LIMIT;
+        if new.len() as u64 > limit {
+            return Err(PlanError {
+                subject: path.display().to_string(),
+                message: format!(
+                    "would be larger than the {limit} bytes of which a file is read, and could not \
+                     be taken back. Nothing is changed"
+                ),
+            });
         }
         let mut path = path.to_owned();
         let mut before = self.file(&path)?.clone();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::context::{Context, argument};
 use super::words::{self, Word};
+use crate::host::docker_api;
 use crate::host::facts::DockerFacts;
 
 /// Where an argument is said.
@@ -132,10 +133,7 @@ pub(super) fn config_file(context: &Context<'_>, docker: &DockerFacts) -> PathBu
     let configured = Arguments::of_unit(context, docker);
     let running = docker.command_line.as_ref();
     let words = running.unwrap_or(&configured.words);
-    let default = match docker.unit.name.as_str() {
-        "docker-latest.service" => "/etc/docker-latest/daemon.json",
-        _ => "/etc/docker/daemon.json",
-    };
+    let default = docker_api::default_config_file(&docker.unit.name);
     argument(words, &["--config-file"]).map_or_else(|| default.into(), PathBuf::from)
 }
 

@@ -6,6 +6,7 @@ use similar::{ChangeTag, TextDiff};
 
 use super::{Check, FileChange, Plan, PlanError, Verb};
 use crate::host::facts::FileFacts;
+use crate::host::write;
 
 /// A plan to be printed.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +22,7 @@ impl fmt::Display for Printed<'_> {
         let plan = self.plan;
         for change in &plan.files {
             let verb = match (&change.before, &change.after) {
+                (before, after) if write::same(before, after) => "keep",
                 (FileFacts::Absent, _) => "create",
                 (_, FileFacts::Absent) => "remove",
                 _ => "change",
@@ -29,7 +31,9 @@ impl fmt::Display for Printed<'_> {
             if let Some(Check::DockerdValidate { command }) = &change.check {
                 writeln!(f, "  checked first by `{}`", command.join(" "))?;
             }
-            f.write_str(&diff(change, self.coloured))?;
+            if !write::same(&change.before, &change.after) {
+                f.write_str(&diff(change, self.coloured))?;
+            }
         }
         for action in &plan.actions {
             let verb = match action.verb {
@@ -53,8 +57,12 @@ impl fmt::Display for Printed<'_> {
         }
         if plan.is_empty() {
             let refused = !plan.refusals.is_empty() || !plan.errors.is_empty();
-            let nothing = ["nothing to do", "nothing is changed"];
-            writeln!(f, "{}", nothing[usize::from(refused)])?;
+            let nothing = match (refused, plan.forgotten.is_empty()) {
+                (true, _) => "nothing is changed",
+                (false, true) => "nothing to do",
+                (false, false) => "no file is left to change",
+            };
+            writeln!(f, "{nothing}")?;
         }
         Ok(())
     }

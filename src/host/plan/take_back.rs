@@ -9,15 +9,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::context::{Context, same_address};
-use super::{FileChange, Plan, Proof, Verb, daemon_json, dockerd, hosts_file, words};
+use super::{Plan, daemon_json, hosts_file};
 use crate::config::Manage;
-use crate::host::facts::FileFacts;
-use crate::host::journal::{Original, Originals, stronger};
+use crate::host::facts::{Engines, FileFacts, UnitFacts};
+use crate::host::journal::{Original, Originals};
 use crate::host::write::same;
 
 mod docker;
+mod jobs;
+mod kind;
 mod text;
 mod toml;
+
+use self::jobs::Jobs;
+use self::kind::Kind;
 
 /// The host that is taken back.
 #[derive(Debug, Clone, Copy)]
@@ -26,24 +31,31 @@ pub struct Host<'a> {
     pub originals: &'a Originals,
     /// Those files as they are now.
     pub now: &'a BTreeMap<PathBuf, FileFacts>,
-    /// The mirrors of the docker daemons that answer, by their units.
-    pub live: &'a BTreeMap<String, Vec<String>>,
+    /// The daemons that read them, by their units; one that is not there is idle.
+    pub daemons: &'a BTreeMap<String, Daemon>,
     /// Whether units may be restarted.
     pub restart: bool,
 }
 
-/// What a file of ours is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    DaemonJson,
-    /// An environment file that holds dockerd's flags.
-    DockerFlags,
-    HostsToml,
-    ContainerdConfig,
-    PodmanDropIn,
-    BuildkitToml,
-    Certificate,
-    HostsFile,
+/// What a daemon goes by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Daemon {
+    /// It does not run: it reads its files when it starts.
+    Idle,
+    /// It runs, and what it has is not known.
+    Silent,
+    /// docker's mirrors, as its `/info` has them.
+    Has(Vec<String>),
+}
+
+impl Daemon {
+    /// A daemon of which no more is known than its unit.
+    pub fn of(unit: &UnitFacts) -> Self {
+        match unit.active_state.as_str() {
+            "inactive" | "failed" => Self::Idle,
+            _ => Self::Silent,
+        }
+    }
 }
 
 /// What is ours, in a file of others.
@@ -67,13 +79,18 @@ pub fn take_back(host: Host<'_>) -> Plan {
     taken_back(host, |_, _| true, "the engines were wired")
 }
 
-/// The units whose `daemon.json` was changed.
-pub fn dockers(originals: &Originals) -> BTreeSet<String> {
-    let files = originals.files.iter();
-    let files = files.filter(|(path, one)| Kind::of(path, one) == Some(Kind::DaemonJson));
-    files
-        .flat_map(|(_, one)| one.verbs.keys().cloned())
-        .collect()
+/// The units that read the files that were changed, each with whether it is docker's, which can be
+/// asked for its mirrors.
+pub fn readers(originals: &Originals) -> BTreeMap<String, bool> {
+    let mut readers = BTreeMap::new();
+    for (path, original) in &originals.files {
+        let kind = Kind::of(path, original);
+        let docker = matches!(kind, Some(Kind::DaemonJson | Kind::DockerFlags));
+        for unit in original.verbs.keys() {
+            *readers.entry(unit.clone()).or_default() |= docker;
+        }
+    }
+    readers
 }
 
 /// The mirrors that a `daemon.json` names; nothing where it is none, or has no such key.
@@ -87,19 +104,31 @@ pub(super) fn unmanaged(context: &Context<'_>, engine: &str) -> Plan {
     let of_it = |path: &Path, original: &Original| {
         Kind::of(path, original).is_some_and(|kind| kind.engine(path) == Some(engine))
     };
-    let dockers = facts.engines.docker.iter();
-    let live = dockers.filter_map(|docker| {
-        let info = docker.info.as_ref()?;
-        Some((docker.unit.name.clone(), info.mirrors.clone()))
-    });
     let host = Host {
         originals: &facts.originals,
         now: &facts.files,
-        live: &live.collect(),
+        daemons: &daemons(&facts.engines),
         restart: context.may_restart(),
     };
     let since = format!("{engine} was wired, which it is not any more (`host.{engine}.manage`)");
     taken_back(host, of_it, &since)
+}
+
+fn daemons(engines: &Engines) -> BTreeMap<String, Daemon> {
+    let others = [
+        engines.containerd.as_ref().and_then(|it| it.unit.as_ref()),
+        engines.podman.as_ref().and_then(|it| it.crio.as_ref()),
+        engines.buildkit.as_ref().map(|it| &it.unit),
+    ];
+    let others = others.into_iter().flatten();
+    let others = others.map(|unit| (unit.name.clone(), Daemon::of(unit)));
+    let dockers = engines.docker.iter().map(|docker| {
+        let info = docker.info.as_ref();
+        let has = info.map(|info| Daemon::Has(info.mirrors.clone()));
+        let daemon = has.unwrap_or_else(|| Daemon::of(&docker.unit));
+        (docker.unit.name.clone(), daemon)
+    });
+    others.chain(dockers).collect()
 }
 
 /// The files that [`unmanaged`] looks at.
@@ -121,42 +150,96 @@ pub(super) fn paths(context: &Context<'_>, paths: &mut BTreeSet<PathBuf>) {
 
 fn taken_back(host: Host<'_>, which: impl Fn(&Path, &Original) -> bool, since: &str) -> Plan {
     let mut plan = Plan::default();
-    let mut verbs: BTreeMap<String, Verb> = BTreeMap::new();
-    let mut goals: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut steps = Vec::new();
     let names = local_names(host.originals);
     let files = host.originals.files.iter();
     for (path, original) in files.filter(|(path, original)| which(path, original)) {
-        let now = host.now.get(path).unwrap_or(&FileFacts::Absent);
-        let kind = Kind::of(path, original);
         let ours = Ours {
             original,
             mirrors: &host.originals.mirrors,
             names: names.clone(),
         };
-        let untouched = !original.edited && same(now, &original.made);
-        let (after, why) = if untouched || same(now, &original.before) {
-            let why = format!("it was like this before {since}");
-            (original.before.clone(), why)
-        } else {
-            match ours.taken_out(kind, now, &told(host, original)) {
-                Ok(after) => {
-                    plan.note(format!(
-                        "{} was changed by somebody else: only what is registry-agent's is taken \
-                         out of it",
-                        path.display()
-                    ));
-                    (after, "what is registry-agent's is taken out".to_owned())
-                }
-                Err(Unsafe { why, remedy }) => {
-                    plan.refuse(path.display().to_string(), why, remedy);
-                    continue;
-                }
+        steps.extend(step(host, path, ours, since, &mut plan));
+    }
+    let goals = goals(host, &steps);
+    let mut jobs = Jobs {
+        host,
+        by_file: steps_of(&steps, Kind::DaemonJson).collect(),
+        goals,
+        verbs: BTreeMap::new(),
+        plan,
+    };
+    for step in steps {
+        jobs.take(step);
+    }
+    jobs.plan()
+}
+
+/// One file, and what becomes of it.
+struct Step<'a> {
+    path: &'a Path,
+    kind: Option<Kind>,
+    ours: Ours<'a>,
+    now: FileFacts,
+    after: FileFacts,
+    why: String,
+}
+
+/// What a file becomes; nothing where that is refused.
+fn step<'a>(
+    host: Host<'_>,
+    path: &'a Path,
+    ours: Ours<'a>,
+    since: &str,
+    plan: &mut Plan,
+) -> Option<Step<'a>> {
+    let original = ours.original;
+    let now = host.now.get(path).unwrap_or(&FileFacts::Absent);
+    let kind = Kind::of(path, original);
+    let untouched = !original.edited && same(now, &original.made);
+    let (after, why) = if untouched || same(now, &original.before) {
+        let why = format!("it was like this before {since}");
+        (original.before.clone(), why)
+    } else {
+        match ours.taken_out(kind, now, &told(host, original)) {
+            Ok(after) => {
+                plan.note(format!(
+                    "{} was changed by somebody else: only what is registry-agent's is taken out \
+                     of it",
+                    path.display()
+                ));
+                (after, "what is registry-agent's is taken out".to_owned())
             }
-        };
-        for unit in original.verbs.keys() {
-            match goal(kind, &after, unit, &ours, host) {
+            Err(Unsafe { why, remedy }) => {
+                plan.refuse(path.display().to_string(), why, remedy);
+                return None;
+            }
+        }
+    };
+    Some(Step {
+        path,
+        kind,
+        ours,
+        now: now.clone(),
+        after,
+        why,
+    })
+}
+
+/// The units that read a file of this kind.
+fn steps_of<'a>(steps: &'a [Step<'_>], kind: Kind) -> impl Iterator<Item = String> + 'a {
+    let steps = steps.iter().filter(move |step| step.kind == Some(kind));
+    steps.flat_map(|step| step.ours.original.verbs.keys().cloned())
+}
+
+/// The mirrors that docker is to have, by its units.
+fn goals(host: Host<'_>, steps: &[Step<'_>]) -> BTreeMap<String, Vec<String>> {
+    let mut goals: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for step in steps {
+        for unit in step.ours.original.verbs.keys() {
+            match goal(step.kind, &step.after, unit, &step.ours, host) {
                 // Where there are flags, docker takes no list from its file.
-                Some(goal) if kind == Some(Kind::DockerFlags) && !goal.is_empty() => {
+                Some(goal) if step.kind == Some(Kind::DockerFlags) && !goal.is_empty() => {
                     goals.insert(unit.clone(), goal);
                 }
                 Some(goal) => {
@@ -165,49 +248,17 @@ fn taken_back(host: Host<'_>, which: impl Fn(&Path, &Original) -> bool, since: &
                 None => {}
             }
         }
-        plan.forgotten.insert(path.clone());
-        if same(now, &after) {
-            continue;
-        }
-        for (unit, verb) in &original.verbs {
-            if let Some(verb) = kind.map_or(Some(*verb), |kind| kind.verb(*verb)) {
-                let kept = verbs.entry(unit.clone()).or_insert(verb);
-                *kept = stronger(*kept, verb);
-            }
-        }
-        plan.files.push(FileChange {
-            path: path.clone(),
-            before: now.clone(),
-            after,
-            why,
-            check: None,
-            units: original.verbs.keys().cloned().collect(),
-        });
     }
-    for (unit, verb) in verbs {
-        if verb == Verb::Restart && !host.restart {
-            plan.note(format!(
-                "{unit} keeps what it was started with until it is restarted, which \
-                 host.docker.restart does not allow: `systemctl restart {unit}` when it suits"
-            ));
-            continue;
-        }
-        plan.proofs.push(match goals.remove(&unit) {
-            Some(mirrors) => Proof::DockerMirrors {
-                unit: unit.clone(),
-                mirrors,
-            },
-            None => Proof::Active { unit: unit.clone() },
-        });
-        plan.act(&unit, verb, "its files are without the mirror");
-    }
-    plan
+    goals
 }
 
 /// The live mirrors of whoever reads this file.
 fn told<'a>(host: Host<'a>, original: &Original) -> Vec<&'a str> {
     let units = original.verbs.keys();
-    let lists = units.filter_map(|unit| host.live.get(unit));
+    let lists = units.filter_map(|unit| match host.daemons.get(unit)? {
+        Daemon::Has(mirrors) => Some(mirrors),
+        Daemon::Idle | Daemon::Silent => None,
+    });
     lists.flatten().map(String::as_str).collect()
 }
 
@@ -247,64 +298,8 @@ fn text_of(facts: &FileFacts) -> &str {
 
 /// The names on the lines of `/etc/hosts` that we made.
 fn local_names(originals: &Originals) -> Vec<String> {
-    let made = originals.files.values().map(|one| text_of(&one.made));
-    made.flat_map(hosts_file::our_names).collect()
-}
-
-impl Kind {
-    /// By what we made of it: it is the same after everything that somebody else does to the file.
-    fn of(path: &Path, original: &Original) -> Option<Self> {
-        let made = text_of(&original.made);
-        match path.file_name().and_then(|name| name.to_str()) {
-            Some("hosts.toml") => return Some(Self::HostsToml),
-            Some("ca.crt") => return Some(Self::Certificate),
-            _ => {}
-        }
-        if hosts_file::our_names(made).next().is_some() || path == Path::new(hosts_file::FILE) {
-            return Some(Self::HostsFile);
-        }
-        // Before TOML: an assignment in quotes can be read as that, too.
-        if words::names(made)
-            .iter()
-            .any(|name| dockerd::has_mirrors(made, name))
-        {
-            return Some(Self::DockerFlags);
-        }
-        if !made.trim().is_empty() && daemon_json::read(made).is_ok() {
-            return Some(Self::DaemonJson);
-        }
-        toml::kind(path, made)
-    }
-
-    /// Whose file it is, as `host.<engine>.manage` names it.
-    fn engine(self, path: &Path) -> Option<&'static str> {
-        match self {
-            Self::DaemonJson | Self::DockerFlags => Some("docker"),
-            Self::ContainerdConfig => Some("containerd"),
-            Self::PodmanDropIn => Some("podman"),
-            Self::BuildkitToml => Some("buildkit"),
-            Self::HostsFile => None,
-            Self::HostsToml | Self::Certificate => Some(if path.starts_with("/etc/docker") {
-                "docker"
-            } else if path.starts_with("/etc/containers") {
-                "podman"
-            } else {
-                "containerd"
-            }),
-        }
-    }
-
-    /// The job that its reader needs, by the one that it needed then, with others.
-    fn verb(self, then: Verb) -> Option<Verb> {
-        match self {
-            Self::HostsToml | Self::Certificate | Self::HostsFile => None,
-            // Flags are read at a start, also by a daemon that did not run when they were changed.
-            Self::DockerFlags => Some(Verb::Restart),
-            Self::DaemonJson | Self::ContainerdConfig | Self::PodmanDropIn | Self::BuildkitToml => {
-                Some(then)
-            }
-        }
-    }
+    let files = originals.files.values();
+    files.flat_map(hosts_file::our_names).collect()
 }
 
 impl Ours<'_> {
@@ -358,7 +353,7 @@ impl Ours<'_> {
             Some(Kind::PodmanDropIn) => toml::podman(self, content),
             Some(Kind::BuildkitToml) => toml::buildkit(self, content),
             Some(Kind::Certificate) => Ok(text::certificate(self, content)),
-            Some(Kind::HostsFile) => Ok(Some(text::hosts(content))),
+            Some(Kind::HostsFile) => Ok(Some(text::hosts(self, content))),
             None => Err("it is not what it was when it was made".to_owned()),
         };
         match taken {
@@ -370,8 +365,11 @@ impl Ours<'_> {
                 Ok(after)
             }
             Ok(None) => Ok(self.original.before.clone()),
-            // Nobody has to put right for us what has nothing of ours in it.
-            Err(_) if !self.is_mentioned(content) => Ok(now.clone()),
+            // Nobody has to put right for us what has nothing of ours in it, unless its reader has:
+            // it would not read this file either.
+            Err(_) if !self.is_mentioned(content) && !told.iter().any(|one| self.is_told(one)) => {
+                Ok(now.clone())
+            }
             Err(why) => Err(Unsafe {
                 why: format!(
                     "it was changed by somebody else, and what is registry-agent's can't be taken \
@@ -390,11 +388,16 @@ impl Ours<'_> {
         })
     }
 
-    fn remedy(&self) -> String {
+    /// What engines were told of, as a person reads it.
+    fn said(&self) -> String {
         let mirrors: Vec<&str> = self.mirrors.iter().map(String::as_str).collect();
+        mirrors.join(" and ")
+    }
+
+    fn remedy(&self) -> String {
         format!(
             "put it right, or take {} out of it yourself; then `registry-agent rollback` once more",
-            mirrors.join(" and ")
+            self.said()
         )
     }
 }

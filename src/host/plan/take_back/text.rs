@@ -38,7 +38,9 @@ fn certificates(text: &str) -> Vec<String> {
 }
 
 /// `/etc/hosts` without the line that is ours.
-pub(super) fn hosts(now: &str) -> String {
+pub(super) fn hosts(ours: &Ours<'_>, now: &str) -> String {
     let lines = now.split_inclusive('\n');
-    lines.filter(|line| !hosts_file::is_ours(line)).collect()
+    lines
+        .filter(|line| !hosts_file::is_ours(line, &ours.names))
+        .collect()
 }
