@@ -129,7 +129,7 @@ enum Home {
     /// In the store, which is also where it is received.
     Disk,
     /// In a bucket; the store has what is being received, and a cache.
-    Bucket(InBucket),
+    Bucket(Box<InBucket>),
 }
 
 struct Inner {
@@ -171,7 +171,7 @@ impl Hosted {
         let home = match (serving.role, &serving.storage) {
             // The only place where something is made that can write to a bucket.
             (Role::Writer, Storage::S3 { bucket, .. }) => {
-                Home::Bucket(InBucket::new(bucket.as_ref().clone()))
+                Home::Bucket(Box::new(InBucket::new(bucket.as_ref().clone())))
             }
             _ => Home::Disk,
         };

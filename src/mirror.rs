@@ -187,7 +187,7 @@ impl Mirror {
             referrers: Flights::default(),
             visible: Flights::default(),
             noting: tokio::sync::Mutex::default(),
-            changes: Changes::default(),
+            changes: Changes::new(settings.role),
         }))
     }
 
@@ -364,7 +364,7 @@ impl Mirror {
                     self.link_layer(&source.stored, digest).await;
                     Ok(())
                 };
-                self.keep(source, &[place], asked, link).await?;
+                self.keep(&[place], asked, link).await?;
                 Ok(())
             }
             Err(error @ MirrorError::Unavailable(_)) => {

@@ -100,7 +100,8 @@ impl InBucket {
         tags: &[Tag],
     ) -> Result<Vec<(Tag, Option<TagLink>)>, BucketError> {
         let writer = self.open().await?;
-        let asked = tags.to_vec().into_iter().map(async |tag: Tag| {
+        let tags = tags.to_vec();
+        let asked = tags.into_iter().map(async |tag: Tag| {
             let link = writer.tag(of, &tag).await?;
             Ok((tag, link))
         });

@@ -368,7 +368,16 @@ impl Hosted {
             let said = digest.clone();
             return Err(HostedError::Mismatch { said, found });
         }
-        if let Err(error) = bucket.put_blob(&of, upload.path(), digest).await {
+        let mut cancelled = held.cancelled.clone();
+        let sent = tokio::select! {
+            biased;
+            // Who cancels it removes it from the disk.
+            _ = cancelled.wait_for(|cancelled| *cancelled) => {
+                return Err(HostedError::UploadUnknown);
+            }
+            sent = bucket.put_blob(&of, upload.path(), digest) => sent,
+        };
+        if let Err(error) = sent {
             *held.state = State::At(Box::new(held.before.clone()));
             return Err(error.into());
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use quick_cache::sync::Cache;
 
 use super::{Mirror, Source};
+use crate::config::Role;
 use crate::oci::{Digest, Manifest, Reference, Tag};
 use crate::store::layout::Repository;
 use crate::store::{StoreError, upload};
@@ -25,21 +26,22 @@ pub(super) enum Place {
 
 /// What was changed, and when.
 pub(super) struct Changes {
+    /// Whether this process changes anything: only a writer does.
+    any: bool,
     at: Cache<Place, Instant>,
     /// Held while the cache is told of a change, or is given what an answer has brought.
     order: tokio::sync::Mutex<()>,
 }
 
-impl Default for Changes {
-    fn default() -> Self {
+impl Changes {
+    pub(super) fn new(role: Role) -> Self {
         Self {
+            any: role == Role::Writer,
             at: Cache::new(CHANGES),
             order: tokio::sync::Mutex::default(),
         }
     }
-}
 
-impl Changes {
     /// Whether something was changed after `asked`.
     pub(super) fn since(&self, place: &Place, asked: Instant) -> bool {
         self.at.get(place).is_some_and(|changed| changed >= asked)
@@ -60,7 +62,6 @@ impl Mirror {
     /// Keeps what an answer has brought, unless that was changed here after it was `asked` for.
     pub(super) async fn keep<T, F>(
         &self,
-        source: &Source,
         places: &[Place],
         asked: Instant,
         keep: impl FnOnce() -> F,
@@ -68,8 +69,7 @@ impl Mirror {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        // Nothing else is changed by this process.
-        if !source.upstream.is_bucket() {
+        if !self.0.changes.any {
             return keep().await.map(Some);
         }
         let _order = self.0.changes.order.lock().await;
@@ -138,7 +138,8 @@ impl Mirror {
         .await
     }
 
-    /// A blob has been pushed to the bucket from the upload `id`, which becomes the cache's.
+    /// A blob has been pushed to the bucket from the upload `id`, which becomes the cache's. Nothing
+    /// that was asked for before says otherwise: that a blob is not there is never kept.
     pub async fn pushed_blob(
         &self,
         of: &Repository,
@@ -146,11 +147,8 @@ impl Mirror {
         pushed: upload::Upload,
         digest: &Digest,
     ) {
-        let place = Place::Blob(of.clone(), digest.clone());
         let store = &self.0.store;
-        let commit = || store.commit_upload(of, id, pushed, digest);
-        let kept = self.told(vec![place], commit).await;
-        if let Err(error) = kept {
+        if let Err(error) = store.commit_upload(of, id, pushed, digest).await {
             tracing::warn!(repository = %of, %digest, %error, "a pushed blob could not be cached: {error}");
             // It is fetched when somebody wants it.
             let _ = store.cancel_upload(of, id).await;

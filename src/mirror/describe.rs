@@ -158,7 +158,7 @@ impl Mirror {
             Reference::Digest(digest.clone()),
         ]
         .map(|reference| Place::Manifest(source.stored.clone(), reference));
-        let kept = self.keep(source, &places, asked, || self.with_room(0, put));
+        let kept = self.keep(&places, asked, || self.with_room(0, put));
         kept.await.map(|_| ())
     }
 }

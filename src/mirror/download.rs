@@ -229,7 +229,7 @@ impl Download<'_> {
         let commit = || store.commit_fill(repository, self.digest, &partial);
         let place = [Place::Blob(repository.clone(), self.digest.clone())];
         let commit = || self.mirror.with_room(0, commit);
-        let committed = self.mirror.keep(self.source, &place, self.begun, commit);
+        let committed = self.mirror.keep(&place, self.begun, commit);
         match committed.await? {
             Some(true) => {}
             Some(false) => self.mirror.link_layer(repository, self.digest).await,

@@ -253,7 +253,7 @@ impl Mirror {
                 self.with_room(0, || store.put_tag(&source.stored, tag, digest))
                     .await
             };
-            let moved = self.keep(source, &places, asked, moving).await;
+            let moved = self.keep(&places, asked, moving).await;
             if let Err(error) = moved {
                 tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept: {error}");
             }
@@ -323,7 +323,7 @@ impl Mirror {
         let size = manifest.bytes.len() as u64;
         let put = || store.put_manifest(&source.stored, &manifest, tag.as_ref());
         let places = Self::places(source, reference, &manifest.digest);
-        let kept = self.keep(source, &places, asked, || self.with_room(size, put));
+        let kept = self.keep(&places, asked, || self.with_room(size, put));
         if let Err(error) = kept.await {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");
         } else {

@@ -52,8 +52,9 @@ impl From<HostedError> for Refusal {
                 refusal.details = lacking.iter().map(detail).collect();
                 refusal
             }
-            HostedError::Immutable(..) => of(ErrorCode::Denied).with_status(StatusCode::CONFLICT),
-            HostedError::Moved(..) => of(ErrorCode::Denied).with_status(StatusCode::CONFLICT),
+            HostedError::Immutable(..) | HostedError::Moved(..) => {
+                of(ErrorCode::Denied).with_status(StatusCode::CONFLICT)
+            }
             HostedError::OtherShard { .. } => of(ErrorCode::Denied),
             HostedError::NoDeletes => of(ErrorCode::Unsupported),
             HostedError::Store(error) if error.is_full() => {
