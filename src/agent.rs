@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 mod signals;
 
-use crate::config::{Loaded, Role, Serving, Settings, Sources};
+use crate::config::{Loaded, Serving, Settings, Sources};
 use crate::descriptors::Connections;
 use crate::health::{self, Health, HealthWatch, MirrorProbe, MirrorWatch, Need, OwnPort};
 use crate::hosted::Hosted;
@@ -63,8 +63,13 @@ pub enum AgentError {
     #[error("can't serve TLS (`tls`): {0}")]
     Tls(String),
     /// The storage can't be used.
-    #[error("can't use the storage (`storage.filesystem.root`): {0}")]
-    Store(#[from] StoreError),
+    #[error("can't use the storage (`{key}`): {source}")]
+    Store {
+        /// The key in the configuration that says where it is.
+        key: &'static str,
+        /// What came back.
+        source: StoreError,
+    },
     /// The users can't be read.
     #[error("can't say who may push (`auth.htpasswd`): {0}")]
     Users(String),
@@ -105,11 +110,6 @@ pub async fn run(
     mut passed: Passed,
 ) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
-    if settings.role() == Role::Writer {
-        return Err(AgentError::NotYet(
-            "this version does not run the role writer yet (`role`): it runs mirror, reader and client",
-        ));
-    }
     if let Some(reason) = fleet::not_yet(&settings.fleet) {
         return Err(AgentError::NotYet(reason));
     }
@@ -345,7 +345,11 @@ impl Port {
         let local = listener.local_addr().map_err(error)?;
         let own = OwnPort::new(local, identity.is_some());
         let own = own.map_err(|error| AgentError::Tls(error.to_string()))?;
-        let store = Store::open(serving.storage.root())?;
+        let store = Store::open(serving.storage.root());
+        let store = store.map_err(|source| AgentError::Store {
+            key: serving.storage.root_key(),
+            source,
+        })?;
         Hosted::tell(&store, serving);
         let gate = Gate::new().map_err(AgentError::Users)?;
         let users = serving.auth.as_ref().map(|auth| auth.htpasswd.as_path());
@@ -355,7 +359,7 @@ impl Port {
         Ok(Self {
             listener,
             identity,
-            hosted: Hosted::new(mirror.clone(), Arc::clone(metrics)),
+            hosted: Hosted::new(serving, mirror.clone(), Arc::clone(metrics)),
             mirror,
             gate,
             own,

@@ -1,5 +1,6 @@
 //! What is pushed here: pulls, pushes, lists and deletes of hosted names, which no upstream is ever
-//! asked for. What is on the disk is the truth.
+//! asked for. What is on the disk is the truth, or, for a writer of one, what is in the bucket:
+//! then pulls are the mirror's, with the bucket for its upstream.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::MutexGuard;
 
+mod bucket;
 mod payload;
 pub mod tokens;
 mod uploads;
@@ -17,15 +19,17 @@ pub mod users;
 pub use payload::{Payload, Unread};
 pub use uploads::{Chunk, Held};
 
+use bucket::{InBucket, Pushing};
 use uploads::Uploads;
 
-use crate::config::{HostedSettings, Serving, Sparse};
+use crate::config::{HostedSettings, Role, Serving, Sparse, Storage};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::{
-    Digest, Manifest, Name, Pushed, PushedError, Reference, RegistryHost, Subject, Tag,
+    Digest, Manifest, Name, Patterns, Pushed, PushedError, Reference, RegistryHost, Subject, Tag,
 };
 use crate::store::layout::Repository;
+use crate::store::s3::BucketError;
 use crate::store::{Blob, Page, Store, StoreError};
 
 /// How many writes to manifests and tags go on at once; those to one repository never do.
@@ -98,9 +102,15 @@ pub enum HostedError {
     /// Nothing can be deleted.
     #[error("nothing can be deleted from this registry: `delete` is false in its configuration")]
     NoDeletes,
+    /// Another writer has moved the tag since this push began.
+    #[error("another writer has moved {0}:{1} meanwhile: look at what it is now, and push again")]
+    Moved(Repository, Tag),
     /// The storage has failed.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// The bucket could not be read or written.
+    #[error("{0}")]
+    Bucket(#[from] BucketError),
 }
 
 /// A page of referrers.
@@ -115,7 +125,16 @@ pub struct ReferrersPage {
 #[derive(Clone)]
 pub struct Hosted(Arc<Inner>);
 
+/// Where what is pushed is kept.
+enum Home {
+    /// In the store, which is also where it is received.
+    Disk,
+    /// In a bucket; the store has what is being received, and a cache.
+    Bucket(Box<InBucket>),
+}
+
 struct Inner {
+    home: Home,
     store: Store,
     /// Makes room for pushes, where the disk is full of what can be fetched again.
     room: Mirror,
@@ -148,9 +167,17 @@ pub fn repository(settings: &HostedSettings, name: &Name, ns: Option<&str>) -> O
 }
 
 impl Hosted {
-    /// The hosted names over the mirror's storage.
-    pub fn new(room: Mirror, metrics: Arc<Metrics>) -> Self {
+    /// The hosted names over the mirror's storage, or in the bucket of a writer.
+    pub fn new(serving: &Serving, room: Mirror, metrics: Arc<Metrics>) -> Self {
+        let home = match (serving.role, &serving.storage) {
+            // The only place where something is made that can write to a bucket.
+            (Role::Writer, Storage::S3 { bucket, .. }) => {
+                Home::Bucket(Box::new(InBucket::new(bucket.as_ref().clone())))
+            }
+            _ => Home::Disk,
+        };
         Self(Arc::new(Inner {
+            home,
             store: room.store().clone(),
             room,
             metrics,
@@ -159,14 +186,47 @@ impl Hosted {
         }))
     }
 
-    /// Tells the storage which names are hosted.
+    /// Tells the storage which names are hosted there.
     pub fn tell(store: &Store, serving: &Serving) {
-        store.host(serving.hosted.names.clone(), serving.hosted.adopt.clone());
+        match &serving.storage {
+            Storage::Filesystem { .. } => {
+                store.host(serving.hosted.names.clone(), serving.hosted.adopt.clone());
+            }
+            // All that is on the disk is a cache.
+            Storage::S3 { .. } => store.host(Patterns::default(), Patterns::default()),
+        }
+    }
+
+    /// Whether what is hosted is in a bucket: then it is pulled as a reader's.
+    pub fn is_in_bucket(&self) -> bool {
+        matches!(self.0.home, Home::Bucket(_))
+    }
+
+    fn pushing(&self) -> Option<Pushing<'_>> {
+        match &self.0.home {
+            Home::Disk => None,
+            Home::Bucket(bucket) => Some(Pushing {
+                bucket,
+                cache: &self.0.room,
+            }),
+        }
     }
 
     /// Removes the uploads that were given up.
     pub async fn remove_stale_uploads(&self) {
-        match self.0.store.remove_stale_uploads().await {
+        if let Home::Bucket(bucket) = &self.0.home {
+            match bucket.abort_stale_uploads().await {
+                Ok(0) => {}
+                Ok(uploads) => {
+                    tracing::info!(uploads, "unfinished uploads to the bucket were aborted");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "unfinished uploads to the bucket could not be aborted: {error}");
+                }
+            }
+        }
+        let any = self.is_in_bucket();
+        match self.0.store.remove_stale_uploads(any).await {
             Ok(0) => {}
             Ok(uploads) => tracing::info!(uploads, "uploads that were given up were removed"),
             Err(error) => {
@@ -184,6 +244,9 @@ impl Hosted {
 
     /// Makes a repository one of our own, before anything is written to it.
     async fn claim(&self, of: &Repository) -> Result<(), HostedError> {
+        if self.is_in_bucket() {
+            return Ok(());
+        }
         let claim = || self.0.store.claim(of);
         if self.0.room.with_room(0, claim).await? {
             tracing::warn!(
@@ -367,21 +430,32 @@ impl Hosted {
         } = Pushed::parse(bytes, digest, content_type)?;
         self.claim(of).await?;
         let _order = self.order(of).await;
-        for tag in tags {
-            self.check_moves(settings, of, tag, Some(&manifest.digest))
-                .await?;
-        }
         let manifests = match settings.sparse {
             Sparse::Never => manifest.manifests.clone(),
             Sparse::Indexes | Sparse::Always => Vec::new(),
         };
+        let size = manifest.bytes.len() as u64;
+        let manifest = Arc::new(manifest);
+        if let Some(pushing) = self.pushing() {
+            let blobs = match settings.sparse {
+                Sparse::Always => Vec::new(),
+                Sparse::Never | Sparse::Indexes => blobs,
+            };
+            pushing
+                .put_manifest(settings, of, &manifest, tags, (blobs, manifests))
+                .await?;
+            self.0.metrics.pushed_bytes.inc_by(size);
+            return Ok(subject);
+        }
+        for tag in tags {
+            self.check_moves(settings, of, tag, Some(&manifest.digest))
+                .await?;
+        }
         // Whether or not any may be missing: what is here is in use from now on.
         let lacking = self.0.store.lacks(of, blobs, manifests).await?;
         if settings.sparse != Sparse::Always && !lacking.is_empty() {
             return Err(HostedError::Lacks(of.clone(), lacking));
         }
-        let size = manifest.bytes.len() as u64;
-        let manifest = Arc::new(manifest);
         let put = || self.0.store.put_own_manifest(of, &manifest, tags);
         self.0.room.with_room(size, put).await?;
         self.0.metrics.pushed_bytes.inc_by(size);
@@ -396,14 +470,27 @@ impl Hosted {
         tag: &Tag,
         to: Option<&Digest>,
     ) -> Result<(), HostedError> {
-        if settings.immutable_tags.is_empty()
-            || !settings.immutable_tags.matches(&format!("{of}:{tag}"))
-        {
+        if settings.immutable_tags.is_empty() {
             return Ok(());
         }
-        match self.0.store.tag(of, tag).await? {
-            Some(link) if Some(&link.digest) != to => {
-                Err(HostedError::Immutable(of.clone(), tag.clone(), link.digest))
+        let now = self.0.store.tag(of, tag).await?.map(|link| link.digest);
+        Self::check_immutable(settings, of, tag, now.as_ref(), to)
+    }
+
+    /// Whether a tag that is `now` may become `to`.
+    fn check_immutable(
+        settings: &HostedSettings,
+        of: &Repository,
+        tag: &Tag,
+        now: Option<&Digest>,
+        to: Option<&Digest>,
+    ) -> Result<(), HostedError> {
+        match now {
+            Some(now)
+                if Some(now) != to && settings.immutable_tags.matches(&format!("{of}:{tag}")) =>
+            {
+                let now = now.clone();
+                Err(HostedError::Immutable(of.clone(), tag.clone(), now))
             }
             _ => Ok(()),
         }
@@ -419,6 +506,12 @@ impl Hosted {
     ) -> Result<(), HostedError> {
         if !settings.delete {
             return Err(HostedError::NoDeletes);
+        }
+        let unknown = || HostedError::ManifestUnknown(of.clone(), reference.clone());
+        if let Some(pushing) = self.pushing() {
+            let _order = self.order(of).await;
+            let deleted = pushing.delete_manifest(settings, of, reference).await?;
+            return deleted.then_some(()).ok_or_else(unknown);
         }
         self.check_exists(of).await?;
         self.claim(of).await?;
@@ -440,11 +533,7 @@ impl Hosted {
                 store.delete_manifest(of, digest).await?
             }
         };
-        if deleted {
-            Ok(())
-        } else {
-            Err(HostedError::ManifestUnknown(of.clone(), reference.clone()))
-        }
+        deleted.then_some(()).ok_or_else(unknown)
     }
 
     /// Removes a blob from a repository. Nobody is given it there once this has returned.
@@ -458,6 +547,10 @@ impl Hosted {
             return Err(HostedError::NoDeletes);
         }
         let unknown = || HostedError::BlobUnknown(of.clone(), digest.clone());
+        if let Some(pushing) = self.pushing() {
+            let deleted = pushing.delete_blob(of, digest).await?;
+            return deleted.then_some(()).ok_or_else(unknown);
+        }
         if !self.0.store.is_own(of) {
             return Err(unknown());
         }
@@ -470,13 +563,21 @@ impl Hosted {
     }
 
     /// Gives a repository a blob of another one that is hosted here, or, where none is named, of any;
-    /// says whether that could be done.
+    /// says whether that could be done. Which repositories of a bucket have a blob is not known.
     pub async fn mount(
         &self,
         of: &Repository,
         digest: &Digest,
         from: Option<&Repository>,
     ) -> Result<bool, HostedError> {
+        if let Home::Bucket(bucket) = &self.0.home {
+            let Some(from) = from else { return Ok(false) };
+            let mounted = bucket.mount(of, digest, from).await?;
+            if mounted {
+                self.0.room.mounted(of, digest).await;
+            }
+            return Ok(mounted);
+        }
         let store = &self.0.store;
         let there = match from {
             Some(from) => store.is_own(from) && store.has_link(from, digest).await?,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use quick_cache::sync::Cache;
 
+mod changes;
 mod content;
 mod describe;
 mod download;
@@ -21,6 +22,7 @@ pub use describe::Described;
 pub use freshness::Served;
 pub use referrers::Referrers;
 
+use changes::{Changes, Place};
 use evict::Evictions;
 use fill::Fills;
 use flight::Flights;
@@ -57,6 +59,9 @@ pub enum MirrorError {
         /// Those that could be.
         mirrored: String,
     },
+    /// Nothing is mirrored, and this name is not pushed here.
+    #[error("{0} is not pushed to this registry (`hosted`), which asks no other one")]
+    NotHosted(Name),
     /// What is stored under this name was pushed here, and is not the upstream's.
     #[error(
         "{0} was pushed to this registry, and is not mirrored: pull it by the name that `hosted` \
@@ -131,10 +136,10 @@ impl Live {
             .cloned()
     }
 
-    /// docker.io, or, where that is not mirrored, the first.
-    fn default(&self) -> Arc<Upstream> {
+    /// docker.io, or, where that is not mirrored, the first; a writer has none.
+    fn default(&self) -> Option<Arc<Upstream>> {
         self.upstream(RegistryHost::DOCKER_HUB)
-            .unwrap_or_else(|| Arc::clone(&self.upstreams[0]))
+            .or_else(|| self.upstreams.first().cloned())
     }
 }
 
@@ -157,6 +162,8 @@ struct Inner {
     visible: Flights<(Repository, Wanted), Result<(), UpstreamError>>,
     /// Held while it is noted who may see a repository.
     noting: tokio::sync::Mutex<()>,
+    /// What this process itself has changed in the bucket.
+    changes: Changes,
 }
 
 impl Mirror {
@@ -180,6 +187,7 @@ impl Mirror {
             referrers: Flights::default(),
             visible: Flights::default(),
             noting: tokio::sync::Mutex::default(),
+            changes: Changes::new(settings.role),
         }))
     }
 
@@ -229,6 +237,9 @@ impl Mirror {
         if let Some(bucket) = live.upstreams.first().filter(|first| first.is_bucket()) {
             return in_bucket(bucket, name, ns);
         }
+        if live.upstreams.is_empty() {
+            return Err(MirrorError::NotHosted(name.clone()));
+        }
         let (upstream, name) = match (ns, name.first().and_then(|host| live.upstream(host))) {
             (Some(ns), _) => {
                 let host: Option<RegistryHost> = ns.parse().ok();
@@ -240,7 +251,11 @@ impl Mirror {
                 (upstream, name.clone())
             }
             (None, Some(upstream)) => (upstream, name.rest().unwrap_or_else(|| name.clone())),
-            (None, None) => (live.default(), name.clone()),
+            (None, None) => {
+                let upstream = live.default();
+                let upstream = upstream.ok_or_else(|| MirrorError::NotHosted(name.clone()))?;
+                (upstream, name.clone())
+            }
         };
         // Docker Hub has no such names: it is another registry's image that is meant, and its place
         // in the store.
@@ -289,7 +304,9 @@ impl Mirror {
             let fill = self.0.fills.join(self, source, digest);
             let begun_by = fill.repository();
             let of_account = begun_by.is_of_account() && !source.stored.is_of_account();
-            let of_another = *begun_by != source.stored || of_account;
+            let place = Place::Blob(source.stored.clone(), digest.clone());
+            let of_before = self.0.changes.since(&place, fill.begun());
+            let of_another = *begun_by != source.stored || of_account || of_before;
             if of_another && !self.0.store.has_link(&source.stored, digest).await? {
                 self.ask_for_blob(source, digest).await?;
             }
@@ -339,9 +356,15 @@ impl Mirror {
         {
             return Ok(());
         }
+        let asked = Instant::now();
         match self.ask_for_blob(source, digest).await {
             Ok(_) => {
-                self.link_layer(&source.stored, digest).await;
+                let place = Place::Blob(source.stored.clone(), digest.clone());
+                let link = || async {
+                    self.link_layer(&source.stored, digest).await;
+                    Ok(())
+                };
+                self.keep(&[place], asked, link).await?;
                 Ok(())
             }
             Err(error @ MirrorError::Unavailable(_)) => {
@@ -384,6 +407,19 @@ impl Mirror {
                 }
             }
         });
+    }
+
+    /// The size of a blob as a bucket has it now: who pushes leaves out what is said to be there.
+    /// Where the bucket can't be asked, it is what is cached.
+    pub async fn blob_size_now(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Option<u64>, MirrorError> {
+        match self.ask_for_blob(source, digest).await {
+            Err(MirrorError::Unavailable(_)) => self.blob_size(source, digest).await,
+            asked => asked,
+        }
     }
 
     async fn ask_for_blob(

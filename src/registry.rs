@@ -38,7 +38,7 @@ use crate::health::HealthWatch;
 use crate::hosted::users::Gate;
 use crate::hosted::{self, Hosted, Payload};
 use crate::metrics::{Metrics, RequestLabels};
-use crate::mirror::{Mirror, MirrorError};
+use crate::mirror::{Mirror, MirrorError, Source};
 use crate::oci::{ErrorBody, ErrorCode, Name};
 use crate::store::layout::Repository;
 
@@ -104,6 +104,7 @@ impl From<MirrorError> for Refusal {
             MirrorError::ManifestUnknown(_) => ErrorCode::ManifestUnknown,
             MirrorError::NameUnknown(_)
             | MirrorError::NotMirrored { .. }
+            | MirrorError::NotHosted(_)
             | MirrorError::Hosted(_) => ErrorCode::NameUnknown,
             MirrorError::TooLarge(_) => ErrorCode::ManifestInvalid,
             MirrorError::Unavailable(_)
@@ -366,13 +367,37 @@ impl Registry {
         if !reads(request.method()) {
             return None;
         }
-        if let Some(of) = hosted {
+        if let Some(of) = hosted
+            && !self.hosted.is_in_bucket()
+        {
             let manifest = self.hosted.manifest_at_once(of, reference)?;
             return Some(manifest::hosted(request.headers(), manifest));
         }
-        let source = self.mirror.source(name, ns.as_deref()).ok()?;
+        let source = self.source(hosted, name, ns.as_deref()).ok()?;
+        if self.is_now(request, hosted) {
+            return None;
+        }
         let served = self.mirror.manifest_at_once(&source, reference)?;
         Some(manifest::respond(request.headers(), &served))
+    }
+
+    /// Where what a request is about is found. What was pushed to a bucket is under its own name.
+    fn source(
+        &self,
+        hosted: Option<&Repository>,
+        name: &Name,
+        ns: Option<&str>,
+    ) -> Result<Source, MirrorError> {
+        match hosted.and_then(|of| self.mirror.in_bucket(of)) {
+            Some(source) => Ok(source),
+            None => self.mirror.source(name, ns),
+        }
+    }
+
+    /// Whether a request is about what is in a writer's bucket now: a client that pushes leaves out
+    /// what HEAD says is there.
+    fn is_now(&self, request: &Request<()>, hosted: Option<&Repository>) -> bool {
+        hosted.is_some() && self.hosted.is_in_bucket() && request.method() == Method::HEAD
     }
 
     /// What is asked for, and changes nothing.
@@ -382,14 +407,22 @@ impl Registry {
         settings: &Settings,
     ) -> Result<Response<Body>, Refusal> {
         let (request, outbox) = (&asked.request, asked.outbox.clone());
-        if let Some(of) = &asked.hosted {
+        let of = asked.hosted.as_ref();
+        if let Some(of) = of
+            && (!self.hosted.is_in_bucket() || matches!(asked.route, Route::Upload { .. }))
+        {
             return push::answer(&self.hosted, asked, of).await;
         }
+        let is_now = self.is_now(request, of);
         match &asked.route {
             Route::Root => Ok(self.root()),
             Route::Base => Ok(json_answer(Bytes::from_static(b"{}"))),
             Route::Blob { name, ns, digest } => {
-                let source = self.mirror.source(name, ns.as_deref())?;
+                let source = self.source(of, name, ns.as_deref())?;
+                if is_now {
+                    let size = self.mirror.blob_size_now(&source, digest).await?;
+                    return Ok(blob::about_size(request, digest, size));
+                }
                 blob::answer(&self.mirror, request, &source, digest, outbox).await
             }
             Route::Manifest {
@@ -398,12 +431,16 @@ impl Registry {
                 reference,
                 ..
             } => {
-                let source = self.mirror.source(name, ns.as_deref())?;
+                let source = self.source(of, name, ns.as_deref())?;
+                if is_now {
+                    let described = self.mirror.describe_now(&source, reference).await?;
+                    return Ok(manifest::described(request.headers(), described));
+                }
                 let (method, asked) = (request.method(), request.headers());
                 manifest::answer(&self.mirror, method, asked, &source, reference).await
             }
             Route::Tags { name, ns, page } => {
-                let source = self.mirror.source(name, ns.as_deref())?;
+                let source = self.source(of, name, ns.as_deref())?;
                 list::tags(&self.mirror, &source, name, ns.as_deref(), page).await
             }
             Route::Referrers {
@@ -413,7 +450,7 @@ impl Registry {
                 artifact_type,
                 ..
             } => {
-                let source = self.mirror.source(name, ns.as_deref())?;
+                let source = self.source(of, name, ns.as_deref())?;
                 referrers::answer(&self.mirror, &source, digest, artifact_type.as_deref()).await
             }
             Route::Catalog { page } => list::catalog(&self.mirror, page).await,

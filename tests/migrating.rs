@@ -39,7 +39,8 @@ fn every_configuration_on_the_page_is_taken() {
     let users = folder.path().join("htpasswd");
     // "push", by `htpasswd -B`.
     let user = "ci:$2y$05$jG8P1ZHLBKg6PLvWEoyAE.NkO8VyIw9bZ7vkm3tsVb2zBHDh2E.3O\n";
-    std::fs::write(&users, user).unwrap();
+    let mut file = std::fs::File::create_new(&users).unwrap();
+    std::io::Write::write_all(&mut file, user.as_bytes()).unwrap();
 
     let all = configurations();
     assert_eq!(all.len(), 3, "{all:#?}");

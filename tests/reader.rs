@@ -5,6 +5,8 @@
     reason = "a test's helpers may panic as the test may"
 )]
 
+#[path = "support/cloud.rs"]
+mod cloud;
 #[path = "support/s3.rs"]
 mod server;
 mod support;
@@ -12,76 +14,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use server::{ACCESS_KEY, BUCKET, Fault, S3, SECRET_KEY};
-use support::agent::{Agent, Setup};
+use cloud::Cloud;
+use serde_json::json;
+use server::{Fault, SECRET_KEY};
+use support::agent::Agent;
 use support::image::{Image, KIB, MIB};
-use tokio::runtime::Runtime;
-
-/// A server with a runtime of its own: the tests block.
-struct Cloud {
-    s3: S3,
-    _runtime: Runtime,
-}
-
-impl Cloud {
-    fn start() -> Self {
-        let runtime = Runtime::new().unwrap();
-        Self {
-            s3: runtime.block_on(S3::start()),
-            _runtime: runtime,
-        }
-    }
-
-    /// Lays an image down as registry:2 does.
-    fn push(&self, name: &str, tag: &str, image: &Image) {
-        let v2 = "docker/registry/v2";
-        let repository = format!("{v2}/repositories/{name}");
-        let split = |digest: &str| digest.split_once(':').unwrap().1.to_owned();
-        let manifest = &image.manifest.blob;
-        for blob in image.blobs().chain([manifest]) {
-            let hex = split(&blob.digest);
-            let data = format!("{v2}/blobs/sha256/{}/{hex}/data", &hex[..2]);
-            self.s3.lay(&data, &blob.bytes);
-        }
-        for blob in image.blobs() {
-            let link = format!("{repository}/_layers/sha256/{}/link", split(&blob.digest));
-            self.s3.lay(&link, blob.digest.as_bytes());
-        }
-        let hex = split(image.digest());
-        for link in [
-            format!("revisions/sha256/{hex}/link"),
-            format!("tags/{tag}/index/sha256/{hex}/link"),
-            format!("tags/{tag}/current/link"),
-        ] {
-            let link = format!("{repository}/_manifests/{link}");
-            self.s3.lay(&link, image.digest().as_bytes());
-        }
-    }
-
-    /// A reader of the bucket.
-    fn reader(&self) -> Setup {
-        let setup = Setup::new();
-        let cache = setup.folder().join("store");
-        let storage = json!({
-            "s3": {
-                "bucket": BUCKET,
-                "region": "us-east-1",
-                "endpoint": format!("http://{}", self.s3.address),
-                "path_style": true,
-            },
-            "cache": { "root": cache, "limit": "100%" },
-        });
-        setup
-            .set("role", "reader")
-            .set("upstreams", Value::Null)
-            .set("storage", storage)
-            // The standard chain, by its first link.
-            .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .environment("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            .environment("AWS_EC2_METADATA_DISABLED", "true")
-    }
-}
 
 fn blob(name: &str, image: &Image) -> String {
     format!("/v2/{name}/blobs/{}", image.layer().digest)

@@ -192,7 +192,7 @@ impl Conversion<'_> {
         let idle = self.duration("timeouts.idle", timeouts.idle, 15, least);
         let headers = self.headers(fragment.headers.take().unwrap_or_default());
         let drain = self.duration("drain", fragment.drain.take(), 30, Duration::ZERO);
-        let hosted = self.hosted(fragment, &upstreams);
+        let hosted = self.hosted(role, fragment, &upstreams);
         let auth = self.auth(fragment.auth.take(), &hosted, listen, tls.as_ref());
         let serving = || {
             Some(Serving {

@@ -415,8 +415,10 @@ impl Translation<'_> {
                 .any(|error| error.key == "proxy.remoteurl")
             {
                 let message = format!(
-                    "is missing: this version runs only as a mirror; set it, or \
-                     REGISTRY_PROXY_REMOTEURL, to the registry to mirror, such as {DOCKER_HUB_URL}"
+                    "is missing: this version takes such a file for a mirror or, with storage.s3, for \
+                     a bucket; set it, or REGISTRY_PROXY_REMOTEURL, to the registry to mirror, such \
+                     as {DOCKER_HUB_URL}, or, to take pushes to a disk, write `role: writer` in a \
+                     file of the agent's own"
                 );
                 self.errors
                     .push(Remark::new(file, "proxy.remoteurl", message));

@@ -287,6 +287,14 @@ impl Storage {
             Self::S3 { cache, .. } => cache,
         }
     }
+
+    /// The key that names that folder.
+    pub fn root_key(&self) -> &'static str {
+        match self {
+            Self::Filesystem { .. } => "storage.filesystem.root",
+            Self::S3 { .. } => "storage.cache.root",
+        }
+    }
 }
 
 /// A bucket, and how it is used.

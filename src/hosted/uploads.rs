@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{OwnedMutexGuard, watch};
 
-use super::{Hosted, HostedError, Payload};
+use super::bucket::InBucket;
+use super::{Home, Hosted, HostedError, Payload};
 use crate::oci::{Algorithm, Digest};
 use crate::store::layout::Repository;
 use crate::store::upload::{Committed, Session, Upload, UploadId};
@@ -70,8 +71,10 @@ pub struct Held {
     repository: Repository,
     state: OwnedMutexGuard<State>,
     cancelled: watch::Receiver<bool>,
-    /// How much was there when the request came.
+    /// How much is there.
     session: Session,
+    /// How much was there when the request came.
+    before: Session,
 }
 
 impl Held {
@@ -200,6 +203,7 @@ impl Hosted {
             repository: of.clone(),
             state,
             cancelled: slot.cancelled.subscribe(),
+            before: session.clone(),
             session,
         })
     }
@@ -331,6 +335,9 @@ impl Hosted {
     pub async fn commit(&self, mut held: Held, digest: &Digest) -> Result<(), HostedError> {
         let upload = self.open(&mut held, Chunk::default()).await?;
         let (of, id) = (held.repository.clone(), held.id);
+        if let Home::Bucket(bucket) = &self.0.home {
+            return self.send(bucket, held, upload, digest).await;
+        }
         let committed = self.0.store.commit_upload(&of, id, upload, digest).await?;
         self.0.uploads.forget(id);
         match committed {
@@ -342,10 +349,48 @@ impl Hosted {
         }
     }
 
+    /// Sends an upload to the bucket, once it is known to be right, and leaves it to the cache. Where
+    /// that fails, it is again what it was before the request, so that the same request can be made
+    /// once more.
+    async fn send(
+        &self,
+        bucket: &InBucket,
+        mut held: Held,
+        upload: Upload,
+        digest: &Digest,
+    ) -> Result<(), HostedError> {
+        let (of, id) = (held.repository.clone(), held.id);
+        let hashed = self.0.store.digest_upload(upload, digest.algorithm());
+        let (upload, found) = hashed.await?;
+        if found != *digest {
+            self.0.store.cancel_upload(&of, id).await?;
+            self.0.uploads.forget(id);
+            let said = digest.clone();
+            return Err(HostedError::Mismatch { said, found });
+        }
+        let mut cancelled = held.cancelled.clone();
+        let sent = tokio::select! {
+            biased;
+            // Who cancels it removes it from the disk.
+            _ = cancelled.wait_for(|cancelled| *cancelled) => {
+                return Err(HostedError::UploadUnknown);
+            }
+            sent = bucket.put_blob(&of, upload.path(), digest) => sent,
+        };
+        if let Err(error) = sent {
+            *held.state = State::At(Box::new(held.before.clone()));
+            return Err(error.into());
+        }
+        self.0.room.pushed_blob(&of, id, upload, digest).await;
+        self.0.uploads.forget(id);
+        Ok(())
+    }
+
     /// Sees to it that an upload of which nothing is there is hashed as its digest will be.
     pub fn hash_by(&self, held: &mut Held, algorithm: Algorithm) {
         if held.session.length == 0 {
             held.session = Session::new(algorithm);
+            held.before = held.session.clone();
             *held.state = State::At(Box::new(held.session.clone()));
         }
     }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Mirror, MirrorError, Served, Source, manifest_error};
+use super::{Mirror, MirrorError, Place, Served, Source, manifest_error};
 use crate::oci::{Digest, MANIFEST_LIMIT, Reference, Tag};
 use crate::store::{StoreError, TagLink};
 use crate::upstream::Description;
@@ -56,6 +56,25 @@ impl Mirror {
                 .await
                 .map(Described::Served),
         }
+    }
+
+    /// What a manifest is, as a bucket has it now: who pushes leaves out what is said to be there.
+    /// Where the bucket can't be asked, it is what is cached.
+    pub async fn describe_now(
+        &self,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<Described, MirrorError> {
+        if matches!(reference, Reference::Digest(_)) {
+            let upstream = &source.upstream;
+            let asked = upstream.manifest_digest(&source.name, reference).await;
+            if let Err(error) = asked
+                && error.is_final()
+            {
+                return Err(manifest_error(error));
+            }
+        }
+        self.describe(source, reference).await
     }
 
     async fn has(&self, source: &Source, reference: &Reference) -> Result<bool, MirrorError> {
@@ -134,6 +153,12 @@ impl Mirror {
             confirmed,
         };
         let put = || self.0.store.put_new_tag(&source.stored, &tag, link());
-        self.with_room(0, put).await
+        let places = [
+            Reference::Tag(tag.clone()),
+            Reference::Digest(digest.clone()),
+        ]
+        .map(|reference| Place::Manifest(source.stored.clone(), reference));
+        let kept = self.keep(&places, asked, || self.with_room(0, put));
+        kept.await.map(|_| ())
     }
 }

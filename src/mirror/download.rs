@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::fill::{End, Progress};
-use super::{Mirror, MirrorError, Source, blob_error};
+use super::{Mirror, MirrorError, Place, Source, blob_error};
 use crate::failpoint::failpoint;
 use crate::oci::{Digest, Hasher};
 use crate::store::{Partial, StoreError};
@@ -54,6 +54,7 @@ pub(super) async fn run(
         source: &source,
         digest: &digest,
         sender: &sender,
+        begun: Instant::now(),
         inherited: AtomicBool::new(false),
     };
     if let Err(error) = download.run().await {
@@ -77,6 +78,7 @@ struct Download<'a> {
     source: &'a Source,
     digest: &'a Digest,
     sender: &'a watch::Sender<Option<(Repository, Progress)>>,
+    begun: Instant,
     /// Whether its beginning may be anything ([`Partial::trusted`]). Then nobody is given a byte
     /// before all of it is right.
     inherited: AtomicBool,
@@ -225,8 +227,14 @@ impl Download<'_> {
         store.sync_fill(&partial).await?;
         let repository = &self.source.stored;
         let commit = || store.commit_fill(repository, self.digest, &partial);
-        if !self.mirror.with_room(0, commit).await? {
-            self.mirror.link_layer(repository, self.digest).await;
+        let place = [Place::Blob(repository.clone(), self.digest.clone())];
+        let commit = || self.mirror.with_room(0, commit);
+        let committed = self.mirror.keep(&place, self.begun, commit);
+        match committed.await? {
+            Some(true) => {}
+            Some(false) => self.mirror.link_layer(repository, self.digest).await,
+            // It was deleted, or pushed, meanwhile.
+            None => store.discard_fill(self.digest).await?,
         }
         failpoint!(FillLinked);
         Ok(())

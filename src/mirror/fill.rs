@@ -1,6 +1,7 @@
 //! The downloads under way, and those who follow them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::download;
 use super::flight::{Flight, Flights};
@@ -93,6 +94,11 @@ impl Fill {
     /// The repository for which it was begun.
     pub(super) fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// When it was begun.
+    pub(super) fn begun(&self) -> Instant {
+        self.flight.started
     }
 
     /// Whether what a hasher has taken is the blob.

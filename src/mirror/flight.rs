@@ -52,6 +52,12 @@ where
         flights.clear();
     }
 
+    /// Lets nobody join the work for `key`, which goes on for those who wait for it.
+    pub(super) fn leave(&self, key: &K) {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.remove(key);
+    }
+
     /// The work for `key`, where it is under way.
     pub(super) fn get(&self, key: &K) -> Option<Flight<S>> {
         let flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::visibility::Wanted;
-use super::{Mirror, MirrorError, Source, age, manifest_error};
+use super::{Mirror, MirrorError, Place, Source, age, manifest_error};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
 
 /// A manifest to serve.
@@ -245,12 +245,15 @@ impl Mirror {
         if let Some(digest) = &digest
             && let Some(manifest) = store.manifest(&source.stored, digest).await?
         {
-            let moved = if Some(digest) == known.as_ref() {
-                store.confirm_tag(&source.stored, tag, digest).await
-            } else {
+            let places = Self::places(source, &reference, digest);
+            let moving = || async {
+                if Some(digest) == known.as_ref() {
+                    return store.confirm_tag(&source.stored, tag, digest).await;
+                }
                 self.with_room(0, || store.put_tag(&source.stored, tag, digest))
                     .await
             };
+            let moved = self.keep(&places, asked, moving).await;
             if let Err(error) = moved {
                 tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept: {error}");
             }
@@ -258,6 +261,12 @@ impl Mirror {
         }
         state.send_replace(Some(Resolution::Changed));
         self.fetch(source, &reference).await
+    }
+
+    /// What an answer to a request for a manifest is about.
+    fn places(source: &Source, reference: &Reference, digest: &Digest) -> [Place; 2] {
+        [reference.clone(), Reference::Digest(digest.clone())]
+            .map(|reference| Place::Manifest(source.stored.clone(), reference))
     }
 
     /// Fetches a manifest from the upstream, once for everybody who wants it now, and keeps it.
@@ -287,6 +296,7 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<Arc<Manifest>, MirrorError> {
         self.0.metrics.manifest_misses.inc();
+        let asked = Instant::now();
         let fetched = source.upstream.manifest(&source.name, reference).await;
         let fetched = self.learn(source, fetched).await.map_err(manifest_error)?;
         self.0
@@ -311,12 +321,10 @@ impl Mirror {
         let manifest = Arc::new(manifest);
         let store = &self.0.store;
         let size = manifest.bytes.len() as u64;
-        let kept = self
-            .with_room(size, || {
-                store.put_manifest(&source.stored, &manifest, tag.as_ref())
-            })
-            .await;
-        if let Err(error) = kept {
+        let put = || store.put_manifest(&source.stored, &manifest, tag.as_ref());
+        let places = Self::places(source, reference, &manifest.digest);
+        let kept = self.keep(&places, asked, || self.with_room(size, put));
+        if let Err(error) = kept.await {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");
         } else {
             if tag.is_none()

@@ -156,8 +156,8 @@ impl Mirror {
         answer
     }
 
-    /// The bucket that is served, by a reader.
-    fn bucket(&self) -> Option<Arc<Upstream>> {
+    /// The bucket that is served, by a reader or a writer.
+    pub(super) fn bucket(&self) -> Option<Arc<Upstream>> {
         let upstreams = self.upstreams();
         upstreams.into_iter().find(|upstream| upstream.is_bucket())
     }

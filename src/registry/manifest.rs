@@ -19,13 +19,19 @@ pub(super) async fn answer(
     reference: &Reference,
 ) -> Result<Response<Body>, Refusal> {
     if method == Method::HEAD {
-        return Ok(match mirror.describe(source, reference).await? {
-            Described::Served(served) => respond(asked, &served),
-            Described::Upstream(described) => respond_with(asked, described),
-        });
+        let described = mirror.describe(source, reference).await?;
+        return Ok(self::described(asked, described));
     }
     let served = mirror.manifest(source, reference).await?;
     Ok(respond(asked, &served))
+}
+
+/// The answer to HEAD.
+pub(super) fn described(asked: &HeaderMap, described: Described) -> Response<Body> {
+    match described {
+        Described::Served(served) => respond(asked, &served),
+        Described::Upstream(described) => respond_with(asked, described),
+    }
 }
 
 /// The answer with a manifest that is hosted here.

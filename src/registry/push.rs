@@ -52,7 +52,9 @@ impl From<HostedError> for Refusal {
                 refusal.details = lacking.iter().map(detail).collect();
                 refusal
             }
-            HostedError::Immutable(..) => of(ErrorCode::Denied).with_status(StatusCode::CONFLICT),
+            HostedError::Immutable(..) | HostedError::Moved(..) => {
+                of(ErrorCode::Denied).with_status(StatusCode::CONFLICT)
+            }
             HostedError::OtherShard { .. } => of(ErrorCode::Denied),
             HostedError::NoDeletes => of(ErrorCode::Unsupported),
             HostedError::Store(error) if error.is_full() => {
@@ -61,6 +63,10 @@ impl From<HostedError> for Refusal {
                 let message = "the registry's disk is full: nothing of this request was stored";
                 Self::new(ErrorCode::Unavailable, message)
                     .with_status(StatusCode::INSUFFICIENT_STORAGE)
+            }
+            HostedError::Bucket(error) => {
+                tracing::error!(%error, "the bucket failed: {error}");
+                of(ErrorCode::Unavailable)
             }
             HostedError::Store(error) => {
                 tracing::error!(%error, "the store failed: {error}");

@@ -115,7 +115,10 @@ async fn begin(
             let _ = hosted.cancel(of, id).await;
             return Err(error);
         }
-        hosted.commit(held, &digest).await?;
+        if let Err(error) = hosted.commit(held, &digest).await {
+            let _ = hosted.cancel(of, id).await;
+            return Err(error.into());
+        }
         return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
     }
     let algorithm = wanted

@@ -19,7 +19,7 @@ pub struct Page {
 
 impl Page {
     /// All there is.
-    pub(super) fn all() -> Self {
+    pub(in crate::store) fn all() -> Self {
         Self {
             after: String::new(),
             limit: usize::MAX,

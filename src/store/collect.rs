@@ -305,7 +305,8 @@ impl Collection<'_> {
     }
 
     fn uploads(&mut self) -> Result<(), StoreError> {
-        for (repository, id, bytes) in self.store.stale_uploads(self.now)? {
+        let own = self.store.own_repositories();
+        for (repository, id, bytes) in self.store.stale_uploads(own, self.now)? {
             if !self.dry_run {
                 self.store.cancel_upload(&repository, &id)?;
             }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::catalog::Page;
 use super::filesystem::{Filesystem, absent};
 use super::layout::{self, Repository};
 use super::own::make_folder_of;
@@ -165,18 +166,12 @@ impl Filesystem {
         upload: Upload,
         digest: &Digest,
     ) -> Result<Committed, StoreError> {
+        let found = upload.digest(digest.algorithm())?;
         let Upload {
             session,
             file,
             path,
         } = upload;
-        let found = match session.hasher.finish() {
-            found if found.algorithm() == digest.algorithm() => found,
-            _ => {
-                let whole = File::open(&path).map_err(|e| StoreError::new("open", &path, e))?;
-                hash(whole, &path, digest.algorithm())?.hasher.finish()
-            }
-        };
         if found != *digest {
             self.cancel_upload(of, id)?;
             return Ok(Committed::Mismatch(found));
@@ -213,22 +208,29 @@ impl Filesystem {
         }
     }
 
-    /// Removes the uploads to own repositories that were given up, and says how many.
-    pub fn remove_stale_uploads(&self, now: SystemTime) -> Result<u64, StoreError> {
-        let stale = self.stale_uploads(now)?;
+    /// Removes the uploads that were given up, those to own repositories or to any, and says how
+    /// many.
+    pub fn remove_stale_uploads(&self, now: SystemTime, any: bool) -> Result<u64, StoreError> {
+        let repositories = if any {
+            self.repositories_with(&layout::repositories(), "_uploads", &Page::all())?
+        } else {
+            self.own_repositories()
+        };
+        let stale = self.stale_uploads(repositories, now)?;
         for (repository, id, _) in &stale {
             self.cancel_upload(repository, id)?;
         }
         Ok(stale.len() as u64)
     }
 
-    /// The uploads to own repositories that were given up, and the bytes of each.
+    /// The uploads to these repositories that were given up, and the bytes of each.
     pub(super) fn stale_uploads(
         &self,
+        repositories: Vec<Repository>,
         now: SystemTime,
     ) -> Result<Vec<(Repository, UploadId, u64)>, StoreError> {
         let mut stale = Vec::new();
-        for repository in self.own_repositories() {
+        for repository in repositories {
             for name in self.list(&layout::uploads(&repository))? {
                 let Ok(id) = name.parse::<UploadId>() else {
                     continue;
@@ -268,6 +270,21 @@ fn hash(mut file: File, path: &Path, algorithm: Algorithm) -> Result<Session, St
 }
 
 impl Upload {
+    /// The file that holds what is there.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The digest of what is there, which is read for that where it was hashed otherwise.
+    fn digest(&self, algorithm: Algorithm) -> Result<Digest, StoreError> {
+        if self.session.hasher.algorithm() == algorithm {
+            return Ok(self.session.hasher.clone().finish());
+        }
+        let opened = File::open(&self.path);
+        let whole = opened.map_err(|e| StoreError::new("open", &self.path, e))?;
+        Ok(hash(whole, &self.path, algorithm)?.hasher.finish())
+    }
+
     /// Appends all of `pieces`, or none of them.
     fn append(&mut self, pieces: &[Bytes]) -> Result<(), StoreError> {
         let mut at = self.session.length;
@@ -362,6 +379,19 @@ impl Store {
             .await
     }
 
+    /// The digest of what is there of an upload.
+    pub async fn digest_upload(
+        &self,
+        upload: Upload,
+        algorithm: Algorithm,
+    ) -> Result<(Upload, Digest), StoreError> {
+        self.run(move |_| {
+            let digest = upload.digest(algorithm)?;
+            Ok((upload, digest))
+        })
+        .await
+    }
+
     /// Makes an upload a blob of a repository, if its bytes are those of `digest`.
     pub async fn commit_upload(
         &self,
@@ -381,9 +411,10 @@ impl Store {
         self.run(move |store| store.cancel_upload(&of, &id)).await
     }
 
-    /// Removes the uploads to own repositories that were given up, and says how many.
-    pub async fn remove_stale_uploads(&self) -> Result<u64, StoreError> {
-        self.run(|store| store.remove_stale_uploads(SystemTime::now()))
+    /// Removes the uploads that were given up, those to own repositories or to any, and says how
+    /// many.
+    pub async fn remove_stale_uploads(&self, any: bool) -> Result<u64, StoreError> {
+        self.run(move |store| store.remove_stale_uploads(SystemTime::now(), any))
             .await
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::super::error::{KeyPath, quoted};
 use super::super::fragment::{AuthFragment, Fragment, UsersFragment};
 use super::super::settings::{
-    AuthSettings, HostSettings, HostedSettings, TlsSettings, UpstreamSettings,
+    AuthSettings, HostSettings, HostedSettings, Role, TlsSettings, UpstreamSettings,
 };
 use super::Conversion;
 use crate::hosted::users;
@@ -14,15 +14,32 @@ use crate::oci::{Pattern, Patterns};
 impl Conversion<'_> {
     pub(super) fn hosted(
         &mut self,
+        role: Role,
         fragment: &mut Fragment,
         upstreams: &[UpstreamSettings],
     ) -> HostedSettings {
         let hosted = fragment.hosted.take();
+        if role == Role::Reader && hosted.is_some() {
+            let message = "a reader takes no pushes: remove the key, or make this a writer (`role: \
+                           writer`)";
+            self.refuse::<()>(&KeyPath::of("hosted"), message);
+        }
         let names = self.patterns("hosted", hosted, |conversion, here, pattern| {
             conversion.check_name(here, pattern);
-            conversion.check_hosted(here, pattern, upstreams);
+            if role == Role::Mirror {
+                conversion.check_hosted(here, pattern, upstreams);
+            }
         });
-        let names = names.unwrap_or_default();
+        // A writer has nothing but what is pushed.
+        let all = || -> Patterns { "*".parse::<Pattern>().into_iter().collect() };
+        let of_writer = || {
+            if role == Role::Writer {
+                all()
+            } else {
+                Patterns::default()
+            }
+        };
+        let names = names.unwrap_or_else(of_writer);
         let adopt = self.patterns("adopt", fragment.adopt.take(), Self::check_name);
         let shard = self.patterns("shard", fragment.shard.take(), Self::check_name);
         let said = fragment.immutable_tags.take();
@@ -42,7 +59,7 @@ impl Conversion<'_> {
         }
         HostedSettings {
             names,
-            adopt: adopt.unwrap_or_default(),
+            adopt: adopt.unwrap_or_else(of_writer),
             immutable_tags: immutable_tags.unwrap_or_default(),
             shard,
             delete: fragment.delete.unwrap_or(false),

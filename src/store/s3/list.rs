@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::super::Page;
 use super::{AT_ONCE, Bucket, BucketError, layout};
-use crate::oci::Tag;
+use crate::oci::{Digest, Tag};
 use crate::store::layout::Repository;
 
 /// One answer of LIST.
@@ -135,6 +135,18 @@ impl Bucket {
             found.extend(such.take(wanted).try_collect::<Vec<Tag>>().await?);
         }
         Ok(found)
+    }
+
+    /// Which tags of a repository are this manifest.
+    pub async fn tags_of(&self, of: &Repository, digest: &Digest) -> Result<Vec<Tag>, BucketError> {
+        let all = self.tags(of, &Page::all()).await?;
+        let such = stream::iter(all.into_iter().map(async |tag: Tag| {
+            let link = self.tag(of, &tag).await?;
+            let is = link.is_some_and(|link| link.digest == *digest);
+            Ok::<_, BucketError>(is.then_some(tag))
+        }));
+        let such = such.buffered(AT_ONCE);
+        such.try_filter_map(async |tag| Ok(tag)).try_collect().await
     }
 
     /// The repositories that have manifests, in the order of their names.
