@@ -11,6 +11,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use memmap2::MmapMut;
 
 use super::error::Refusal;
 use super::writer::Writer;
@@ -228,13 +229,14 @@ impl Writer {
     }
 }
 
-/// Reads a part of a file into memory.
+/// Reads a part of a file into memory of its own, which goes back to the system when the part is
+/// sent: the allocator keeps such pieces for each thread that ever had one.
 async fn read(path: &Path, file: Arc<File>, piece: Piece) -> Result<Bytes, BucketError> {
     let size = usize::try_from(piece.size).unwrap_or(usize::MAX);
     let read = tokio::task::spawn_blocking(move || {
-        let mut bytes = vec![0; size];
+        let mut bytes = MmapMut::map_anon(size)?;
         file.read_exact_at(&mut bytes, piece.at)?;
-        Ok(Bytes::from(bytes))
+        Ok(Bytes::from_owner(bytes))
     });
     let read = read.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
     read.map_err(|source| BucketError::File {
