@@ -500,8 +500,15 @@ EnvironmentFile=/etc/default/registry-agent
         "{plan}"
     );
     assert_eq!(install(&host), "everything is installed already\n");
-    let shown = host.run(&["systemctl", "status", "--no-pager", AGENT]);
-    assert!(shown.contains("; docker wired\""), "{shown}");
+    // The agent's own line is made anew each second.
+    poll::until("the agent says so", PATIENCE, || {
+        let shown = host.run(&["systemctl", "status", "--no-pager", AGENT]);
+        if shown.contains("; docker wired\"") {
+            Ok(())
+        } else {
+            Err(shown)
+        }
+    });
 
     // Its drift is the drop-in's, too.
     host.write("/etc/docker/daemon.json", "{}\n");
