@@ -10,7 +10,8 @@ mod server;
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -335,7 +336,28 @@ async fn a_large_blob_arrives_by_ranges() {
     };
     let bucket = Bucket::open(&settings(&s3), limits).await.unwrap();
     s3.front.take();
-    assert!(read_blob(&bucket, &digest, 0).await.unwrap() == wanted);
+    // After the first, which says how large it is, none is answered before another one is asked.
+    let (first, together) = (
+        AtomicBool::new(true),
+        Arc::new((Mutex::new(0), Condvar::new())),
+    );
+    let met = Arc::clone(&together);
+    s3.front.plan(move |asked| {
+        if asked.operation == "GET" && !first.swap(false, Ordering::Relaxed) {
+            let (count, changed) = &*met;
+            tokio::task::block_in_place(|| {
+                *count.lock().unwrap() += 1;
+                changed.notify_all();
+                let alone = |count: &mut usize| *count < 2;
+                let patience = Duration::from_secs(20);
+                let count = count.lock().unwrap();
+                drop(changed.wait_timeout_while(count, patience, alone).unwrap());
+            });
+        }
+        None
+    });
+    let begun = tokio::time::timeout(Duration::from_secs(15), read_blob(&bucket, &digest, 0));
+    assert!(begun.await.expect("ranges at once").unwrap() == wanted);
     let asked = s3.front.asked();
     let ranges: BTreeSet<_> = asked.iter().filter_map(|it| it.range.clone()).collect();
     assert_eq!(ranges.len(), 24, "{ranges:?}");
