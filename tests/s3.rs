@@ -339,19 +339,20 @@ async fn a_large_blob_arrives_by_ranges() {
     // After the first, which says how large it is, none is answered before another one is asked.
     let (first, together) = (
         AtomicBool::new(true),
-        Arc::new((Mutex::new(0), Condvar::new())),
+        Arc::new((Mutex::default(), Condvar::new())),
     );
     let met = Arc::clone(&together);
     s3.front.plan(move |asked| {
         if asked.operation == "GET" && !first.swap(false, Ordering::Relaxed) {
-            let (count, changed) = &*met;
+            // A second request for the same one, which is late, is no other.
+            let (ranges, changed): &(Mutex<BTreeSet<_>>, Condvar) = &met;
             tokio::task::block_in_place(|| {
-                *count.lock().unwrap() += 1;
+                let mut ranges = ranges.lock().unwrap();
+                ranges.insert(asked.range.clone());
                 changed.notify_all();
-                let alone = |count: &mut usize| *count < 2;
+                let alone = |ranges: &mut BTreeSet<_>| ranges.len() < 2;
                 let patience = Duration::from_secs(20);
-                let count = count.lock().unwrap();
-                drop(changed.wait_timeout_while(count, patience, alone).unwrap());
+                drop(changed.wait_timeout_while(ranges, patience, alone).unwrap());
             });
         }
         None
