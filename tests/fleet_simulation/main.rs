@@ -1,10 +1,10 @@
 //! The real planner of each instance against a model of the autoscaling group, the load balancer and
 //! DNS, on a clock that costs nothing: ten thousand fleets, each with faults of its own
-//! (`cargo test --release --test fleet_simulation`, which `tests/all` runs).
+//! (`tests/all` runs so many, optimised; a plain `cargo test` runs fewer).
 //!
 //! A seed is a fleet: its size, its faults and every delay follow from it. One that fails prints
 //! itself, and `FLEET_SEED=<seed> cargo test --test fleet_simulation -- --nocapture` tells its story.
-//! `FLEET_SEEDS=<count>` runs more of them, or fewer.
+//! `FLEET_SEEDS=<count>` runs more of them, or fewer, and `FLEET_LARGEST=<instances>` larger ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,14 +32,18 @@ use std::thread;
 use scenario::Scenario;
 use world::World;
 
-/// How many fleets are tried: ten thousand by what CI runs, which is optimised.
-const SEEDS: u64 = if cfg!(debug_assertions) { 300 } else { 10_000 };
+/// How many fleets are tried where nothing else is said: seconds of a build that is not optimised.
+const SEEDS: u64 = 300;
 /// The largest of the large ones, likewise.
-const LARGEST: u32 = if cfg!(debug_assertions) {
-    1_000
-} else {
-    10_000
-};
+const LARGEST: u64 = 1_000;
+
+/// A number that the environment may say.
+fn number(variable: &str, otherwise: u64) -> u64 {
+    env::var(variable).map_or(otherwise, |text| {
+        let number = text.parse();
+        number.unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}"))
+    })
+}
 
 #[test]
 fn fleets_keep_every_promise() {
@@ -54,7 +58,7 @@ fn fleets_keep_every_promise() {
         println!("{:?}", world.check);
         return;
     }
-    let seeds = env::var("FLEET_SEEDS").map_or(SEEDS, |count| count.parse().unwrap());
+    let seeds = number("FLEET_SEEDS", SEEDS);
     let next = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
     let totals = Mutex::new(check::Totals::default());
@@ -97,9 +101,10 @@ fn fleets_keep_every_promise() {
 #[test]
 fn calls_grow_no_faster_than_the_fleet() {
     let sizes: [u32; 4] = [10, 100, 1_000, 10_000];
+    let largest = number("FLEET_LARGEST", LARGEST);
     let mut before = None;
     println!("calls a second, all instances together: while they join, and then");
-    for size in sizes.into_iter().filter(|size| *size <= LARGEST) {
+    for size in sizes.into_iter().filter(|size| u64::from(*size) <= largest) {
         let mut world = World::new(Scenario::large(size));
         world
             .run()
