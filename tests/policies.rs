@@ -106,7 +106,7 @@ impl Moto {
         };
         let mut form = "Version=2010-05-08".to_owned();
         for (name, value) in parameters {
-            form += &format!("&{name}={}", encode(value));
+            form.extend(["&", name, "=", &encode(value)]);
         }
         let reply = Client::Tcp(self.address)
             .request("POST", "/")
@@ -285,7 +285,10 @@ fn write(agent: &Agent, images: [&Image; 2]) -> Vec<String> {
             steps.push(step("a manifest", pushed.status, 201));
         }
     }
-    let mounted = format!("/v2/other/app/blobs/uploads/?mount={}&from={NAME}", images[0].layer().digest);
+    let mounted = format!(
+        "/v2/other/app/blobs/uploads/?mount={}&from={NAME}",
+        images[0].layer().digest
+    );
     let mounted = agent.request("POST", &mounted).body(b"").send();
     steps.push(step("a mount", mounted.status, 201));
     for what in [
@@ -320,8 +323,15 @@ fn direct_writes(moto: &Moto, user: &User, bucket: &str, key: &str) -> [u16; 2] 
         let deleted = client.delete_object().bucket(bucket).key(key).send().await;
         let refused = |status: Option<u16>| status.unwrap_or(200);
         [
-            refused(put.err().and_then(|e| Some(e.raw_response()?.status().as_u16()))),
-            refused(deleted.err().and_then(|e| Some(e.raw_response()?.status().as_u16()))),
+            refused(
+                put.err()
+                    .and_then(|e| Some(e.raw_response()?.status().as_u16())),
+            ),
+            refused(
+                deleted
+                    .err()
+                    .and_then(|e| Some(e.raw_response()?.status().as_u16())),
+            ),
         ]
     })
 }
@@ -413,7 +423,10 @@ fn a_mirror_deletes_nothing_that_is_stored() {
     moto.enforce();
     moto.make_bucket(&moto.client(&owner), "images");
     let content = format!("{V2}/blobs/x");
-    assert_eq!(direct_writes(&moto, &mirror, "images", &content), [200, 403]);
+    assert_eq!(
+        direct_writes(&moto, &mirror, "images", &content),
+        [200, 403]
+    );
     let probe = "registry-agent/probe/1";
     assert_eq!(direct_writes(&moto, &mirror, "images", probe), [200, 200]);
     let elsewhere = direct_writes(&moto, &mirror, "images", "somebody/elses");

@@ -226,7 +226,7 @@ impl Bucket {
 
     async fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
         let request = self.0.clients.small.head_object();
-        let answer = request.bucket(self.name()).key(key).send().await;
+        let answer = Box::pin(request.bucket(self.name()).key(key).send()).await;
         let what = format!("HEAD {key}");
         match answer {
             Ok(head) => {
@@ -291,7 +291,8 @@ impl Bucket {
         let key = self.0.prefix.key(path);
         let mut failures = 0;
         loop {
-            match self.fetch_once(&key, limit, known).await {
+            // Its future is large: on the heap it is no part of those of its callers.
+            match Box::pin(self.fetch_once(&key, limit, known)).await {
                 Err(error @ (BucketError::Transport { .. } | BucketError::Timeout { .. })) => {
                     failures += 1;
                     if failures == ATTEMPTS {

@@ -108,6 +108,11 @@ impl Ahead {
             if asked.is_some_and(|at| at.elapsed() < this.0.times.pause) {
                 return;
             }
+            // Whoever held it may have got new ones.
+            let left = this.kept().and_then(|(_, left)| left);
+            if left.is_none_or(|left| left >= this.0.times.ahead) {
+                return;
+            }
             *asked = Some(Instant::now());
             if let Err(error) = this.ask().await {
                 tracing::warn!(%error, "AWS credentials could not be refreshed yet: {error}");
