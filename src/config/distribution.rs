@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::convert::DOCKER_HUB_URL;
+use super::convert::{DOCKER_HUB_URL, address as address_of};
 use super::document;
 use super::error::{KeyPath, Place, Remark};
 use super::merge::{Merged, Origin};
@@ -63,7 +63,7 @@ pub(super) fn read(
         said: &said,
         ours: Merged::default(),
         proxy: Proxy::default(),
-        named: sources.variable("REGISTRY_AGENT_AUTH__NAME").is_some(),
+        sources,
         seen: BTreeSet::new(),
         warnings,
         errors,
@@ -239,8 +239,8 @@ struct Translation<'a> {
     said: &'a Merged,
     ours: Merged,
     proxy: Proxy,
-    /// Whether our own variable says by which name clients call the registry.
-    named: bool,
+    /// Our own variables, which are over distribution's.
+    sources: &'a Sources,
     /// The rules that were remarked upon: one remark each, however many keys a section holds.
     seen: BTreeSet<String>,
     warnings: &'a mut Vec<Remark>,
@@ -369,6 +369,30 @@ impl Translation<'_> {
         leaves.find(|leaf| leaf.keys.join(".") == dotted)?.boolean()
     }
 
+    /// A registry that takes pushes from whoever reaches it: perhaps a proxy was meant.
+    fn refuse_everybody(&mut self, file: &Place) {
+        let address = self.text_of("http.addr");
+        let address = address.and_then(|said| address_of(&keys::numeric(said)));
+        let own = ["REGISTRY_AGENT_LISTEN", "REGISTRY_AGENT_AUTH"];
+        let own = own.iter().any(|name| self.sources.variable(name).is_some());
+        let someone = self.has_section("auth")
+            || self.has("http.tls.clientcas")
+            || self
+                .sources
+                .variable("REGISTRY_AGENT_AUTH__HTPASSWD")
+                .is_some();
+        if own || someone || address.is_none_or(|address| address.ip().is_loopback()) {
+            return;
+        }
+        let message = format!(
+            "is missing: this is a registry of its own, to which everybody who can reach http.addr \
+             could push. Say who may by auth.htpasswd or http.tls.clientcas, or that all of them may \
+             by `auth: none`, or listen on 127.0.0.1; for a mirror, set proxy.remoteurl, or \
+             REGISTRY_PROXY_REMOTEURL, such as {DOCKER_HUB_URL}"
+        );
+        self.errors.push(Remark::new(file, "auth", message));
+    }
+
     /// What a key is said to be.
     fn text_of(&self, dotted: &str) -> Option<String> {
         let mut leaves = leaves(self.said.members()).into_iter();
@@ -439,6 +463,10 @@ impl Translation<'_> {
                     self.errors
                         .push(Remark::new(file, "proxy.remoteurl", message));
                 }
+                if self.has_bucket() {
+                    // So that nothing follows from it that is not wrong.
+                    self.set(&["role"], "writer".into(), &from("remoteurl"));
+                }
                 return;
             }
             // Not a proxy: it takes pushes, unless it was told not to.
@@ -455,6 +483,9 @@ impl Translation<'_> {
             self.set(&["role"], role.into(), &KeyPath::of(storage));
             if self.has_section("auth.none") {
                 self.set(&["auth"], "none".into(), &KeyPath::of("auth.none"));
+            }
+            if role == "writer" {
+                self.refuse_everybody(file);
             }
             return;
         };

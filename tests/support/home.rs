@@ -11,7 +11,36 @@ pub struct Home {
     pub bucket: Option<Cloud>,
 }
 
+/// An answer that is another one from a bucket.
+struct Difference {
+    what: &'static str,
+    disk: &'static str,
+    bucket: &'static str,
+    /// Why it is none that has to be mended.
+    why: &'static str,
+}
+
+/// All that is different by intent.
+const DIFFERENCES: &[Difference] = &[Difference {
+    what: "the code of a pull from a repository that is not there",
+    disk: "NAME_UNKNOWN",
+    bucket: "MANIFEST_UNKNOWN",
+    why: "both are 404, and to tell them apart would be one more LIST for every tag that is missing",
+}];
+
 impl Home {
+    /// The answer of this home to `what`, which is one of the differences.
+    #[track_caller]
+    pub fn expected(&self, what: &str) -> &'static str {
+        let difference = DIFFERENCES.iter().find(|it| it.what == what);
+        let difference = difference.expect("one of the differences");
+        assert!(!difference.why.is_empty());
+        match self.bucket {
+            None => difference.disk,
+            Some(_) => difference.bucket,
+        }
+    }
+
     pub fn disk() -> Self {
         Self { bucket: None }
     }

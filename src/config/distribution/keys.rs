@@ -383,7 +383,7 @@ fn users(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     let host = host.and_then(|host| Some(Url::parse(&host).ok()?.host_str()?.to_owned()));
     if let Some(host) = host {
         to.set(&["auth", "name"], host.into(), &KeyPath::of("http.host"));
-    } else if !to.named {
+    } else if to.sources.variable("REGISTRY_AGENT_AUTH__NAME").is_none() {
         to.warn(
             &leaf.path(),
             "docker logs in only under a name that is known: say by http.host, or by \
@@ -578,7 +578,7 @@ fn debug_address(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
 }
 
 /// Go looks up the name that every host has.
-fn numeric(address: String) -> String {
+pub(super) fn numeric(address: String) -> String {
     match address.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),
         None => address,
