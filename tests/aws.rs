@@ -161,7 +161,6 @@ fn what_expires_is_replaced_before_and_no_request_fails() {
     let agent = on_an_instance(&cloud, &imds).start();
     assert_eq!(tag(&agent, "v1"), 200);
     *now.lock().unwrap() = NEXT;
-    // A service that does not answer in between changes nothing.
     eventually(PATIENCE, "the next ones are used", || {
         assert_eq!(tag(&agent, "v1"), 200);
         cloud
