@@ -510,8 +510,14 @@ impl Hosted {
         let unknown = || HostedError::ManifestUnknown(of.clone(), reference.clone());
         if let Some(pushing) = self.pushing() {
             let _order = self.order(of).await;
-            let deleted = pushing.delete_manifest(settings, of, reference).await?;
-            return deleted.then_some(()).ok_or_else(unknown);
+            if pushing.delete_manifest(settings, of, reference).await? {
+                return Ok(());
+            }
+            return Err(if pushing.exists(of).await? {
+                unknown()
+            } else {
+                HostedError::NameUnknown(of.clone())
+            });
         }
         self.check_exists(of).await?;
         self.claim(of).await?;

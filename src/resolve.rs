@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::vec;
@@ -70,6 +71,16 @@ impl Resolver {
             port,
             servers: Mutex::default(),
         }))
+    }
+}
+
+impl Resolver {
+    /// The addresses of a host.
+    pub async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let mut resolver = self.clone();
+        let name = Name::from_str(name).map_err(io::Error::other)?;
+        let found = resolver.call(name).await?;
+        Ok(found.map(|address| address.ip()).collect())
     }
 }
 

@@ -423,6 +423,23 @@ fn a_token_is_given_for_the_right_password_alone() {
 }
 
 #[test]
+fn a_token_of_before_a_restart_is_asked_for_anew() {
+    let mut agent = with_tokens("authenticated").start();
+    let scope = format!("{REPOSITORY}:push");
+    let alice = Some(("alice", "secret"));
+    let old = token(&agent, &scope, alice, &scope);
+    assert_eq!(by_token(&agent, "POST", &uploads(), &old).status, 202);
+    agent.kill();
+    agent.start_again();
+    agent.wait_until_ready();
+    // With all that a client needs to go on by itself: no token is kept on a disk.
+    let refused = by_token(&agent, "POST", &uploads(), &old);
+    assert_challenged(&refused, &scope, Some("invalid_token"));
+    let new = token(&agent, &scope, alice, &scope);
+    assert_eq!(by_token(&agent, "POST", &uploads(), &new).status, 202);
+}
+
+#[test]
 fn a_token_ends_with_its_users_line() {
     let agent = with_tokens("anonymous").start();
     let file = agent.folder().join("htpasswd");

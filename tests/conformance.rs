@@ -460,8 +460,17 @@ fn tests_in(file: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
     let mut names = Vec::new();
-    let mut is_test = false;
+    let (mut is_test, mut is_list) = (false, false);
     for line in text.lines().map(str::trim) {
+        // Functions of which tests are made: `on_each_home!`, and `on_the_disk_alone!`.
+        if is_list {
+            is_list = line != "}";
+            let name = line.trim_end_matches(',');
+            let name = name.split_once(':').map_or(name, |(name, _)| name);
+            names.push(name.to_owned());
+            continue;
+        }
+        is_list = line.starts_with("on_") && line.ends_with("! {");
         match line
             .strip_prefix("fn ")
             .and_then(|rest| rest.split('(').next())

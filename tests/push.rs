@@ -5,18 +5,56 @@
     reason = "a test's helpers may panic as the test may"
 )]
 
+#[path = "support/cloud.rs"]
+mod cloud;
+#[path = "support/home.rs"]
+mod home;
+#[path = "support/s3.rs"]
+mod server;
 mod support;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
+use home::Home;
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::sys::signal::Signal;
-use support::agent::{Agent, SHORT, Setup};
-use support::client::Reply;
+use support::agent::{Agent, SHORT};
+use support::client::{Client, Reply};
 use support::image::{Blob, Image, KIB, MIB};
 use support::{PATIENCE, eventually};
 
 const NAME: &str = "mycompany/app";
+
+on_each_home! {
+    a_blob_is_pushed_by_one_post,
+    a_blob_is_pushed_in_chunks,
+    a_chunk_out_of_order_is_told_where_to_go_on,
+    a_blob_of_unknown_length_is_streamed,
+    what_is_not_what_its_digest_says_is_not_kept,
+    an_upload_is_hashed_as_its_digest_is_whatever_was_said_before,
+    an_upload_is_cancelled_also_while_it_runs,
+    two_requests_do_not_go_on_with_one_upload,
+    an_upload_goes_on_where_its_connection_broke_and_after_a_restart,
+    of_a_chunk_that_is_not_as_long_as_it_says_nothing_is_kept,
+    a_client_that_sends_nothing_is_not_waited_for,
+    uploads_that_were_given_up_are_removed_at_the_start,
+    a_full_disk_is_said_and_leaves_nothing_half_stored,
+    many_uploads_at_once_take_bounded_memory,
+    what_was_acknowledged_is_there_after_a_kill,
+    an_upload_that_was_given_up_is_unknown_while_it_is_still_in_memory,
+    a_body_is_asked_for_before_it_is_sent,
+    an_image_is_pushed_by_http_2,
+    a_pushed_image_is_pulled_and_laid_out_as_distribution_has_it,
+}
+
+on_the_disk_alone! {
+    a_push_that_dies_at_any_point_is_done_again:
+        "it dies between the steps by which a disk is written",
+}
 
 /// Begins an upload, and gives its location.
 #[track_caller]
@@ -74,9 +112,8 @@ fn uploads(agent: &Agent) -> Vec<std::path::PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-#[test]
-fn a_pushed_image_is_pulled_and_laid_out_as_distribution_has_it() {
-    let (agent, image) = (Setup::hosting().start(), Image::new(1, &[100 * KIB, 3]));
+fn a_pushed_image_is_pulled_and_laid_out_as_distribution_has_it(home: &Home) {
+    let (agent, image) = (home.hosting().start(), Image::new(1, &[100 * KIB, 3]));
     agent.push(NAME, "v1", &image);
     agent.pull(NAME, "v1", &image);
     let target = format!("/v2/{NAME}/manifests/{}", image.digest());
@@ -94,16 +131,15 @@ fn a_pushed_image_is_pulled_and_laid_out_as_distribution_has_it() {
         ),
         ("_manifests/tags/v1/current/link".to_owned(), image.digest()),
     ] {
-        let link = fs::read_to_string(agent.stored(&format!("{root}/{path}"))).unwrap();
-        assert_eq!(link, digest);
+        let link = home.kept(&agent, &format!("{root}/{path}"));
+        assert_eq!(link, Some(digest.as_bytes().to_owned()), "{path}");
     }
     assert_eq!(uploads(&agent), Vec::<std::path::PathBuf>::new());
     assert!(agent.metric("registry_agent_pushed_bytes_total") > 100_000.0);
 }
 
-#[test]
-fn a_blob_is_pushed_by_one_post() {
-    let agent = Setup::hosting().start();
+fn a_blob_is_pushed_by_one_post(home: &Home) {
+    let agent = home.hosting().start();
     for blob in [
         Blob::new(1, 300 * KIB),
         Blob::new(2, 0),
@@ -116,9 +152,8 @@ fn a_blob_is_pushed_by_one_post() {
     }
 }
 
-#[test]
-fn a_blob_is_pushed_in_chunks() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 3 * MIB));
+fn a_blob_is_pushed_in_chunks(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 3 * MIB));
     let mut location = begin(&agent);
     for (start, end) in [(0, MIB), (MIB, 2 * MIB + 5)] {
         let reply = patch(&agent, &location, &blob.bytes, start..end);
@@ -140,9 +175,8 @@ fn a_blob_is_pushed_in_chunks() {
         .assert_error(404, "BLOB_UPLOAD_UNKNOWN");
 }
 
-#[test]
-fn a_chunk_out_of_order_is_told_where_to_go_on() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 300 * KIB));
+fn a_chunk_out_of_order_is_told_where_to_go_on(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 300 * KIB));
     let location = begin(&agent);
     let fresh = patch(&agent, &location, &blob.bytes, 5..10);
     fresh.assert_error(416, "BLOB_UPLOAD_INVALID");
@@ -163,9 +197,8 @@ fn a_chunk_out_of_order_is_told_where_to_go_on() {
     assert_stored(&agent, &blob);
 }
 
-#[test]
-fn a_blob_of_unknown_length_is_streamed() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 5 * MIB));
+fn a_blob_of_unknown_length_is_streamed(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 5 * MIB));
     let location = begin(&agent);
     let reply = agent.request("PATCH", &location).stream(&blob.bytes).send();
     assert_eq!(reply.status, 202, "{reply:?}");
@@ -174,9 +207,8 @@ fn a_blob_of_unknown_length_is_streamed() {
     assert_stored(&agent, &blob);
 }
 
-#[test]
-fn what_is_not_what_its_digest_says_is_not_kept() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 300 * KIB));
+fn what_is_not_what_its_digest_says_is_not_kept(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 300 * KIB));
     let other = Blob::new(2, 300 * KIB);
     let target = format!("/v2/{NAME}/blobs/uploads/?digest={}", blob.digest);
     let post = agent.request("POST", &target).body(&other.bytes).send();
@@ -205,9 +237,8 @@ fn what_is_not_what_its_digest_says_is_not_kept() {
     wrong.send().assert_error(400, "DIGEST_INVALID");
 }
 
-#[test]
-fn an_upload_is_hashed_as_its_digest_is_whatever_was_said_before() {
-    let agent = Setup::hosting().start();
+fn an_upload_is_hashed_as_its_digest_is_whatever_was_said_before(home: &Home) {
+    let agent = home.hosting().start();
     for (number, said) in ["", "?digest-algorithm=sha256", "?digest-algorithm=sha512"]
         .iter()
         .enumerate()
@@ -226,9 +257,8 @@ fn an_upload_is_hashed_as_its_digest_is_whatever_was_said_before() {
     md5.assert_error(400, "DIGEST_INVALID");
 }
 
-#[test]
-fn an_upload_is_cancelled_also_while_it_runs() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 300 * KIB));
+fn an_upload_is_cancelled_also_while_it_runs(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 300 * KIB));
     let location = begin(&agent);
     assert_eq!(patch(&agent, &location, &blob.bytes, 0..KIB).status, 202);
     let cancel = agent.request("DELETE", &location).body(b"").send();
@@ -253,9 +283,8 @@ fn an_upload_is_cancelled_also_while_it_runs() {
     assert!(uploads(&agent).is_empty());
 }
 
-#[test]
-fn two_requests_do_not_go_on_with_one_upload() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 1000));
+fn two_requests_do_not_go_on_with_one_upload(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 1000));
     let location = begin(&agent);
     let mut first = agent.registry().connect().unwrap();
     let headers = [("Content-Length".to_owned(), "1000".to_owned())];
@@ -273,9 +302,8 @@ fn two_requests_do_not_go_on_with_one_upload() {
     assert_created(&put(&agent, &location, &blob, b""), &blob);
 }
 
-#[test]
-fn an_upload_goes_on_where_its_connection_broke_and_after_a_restart() {
-    let (mut agent, blob) = (Setup::hosting().start(), Blob::new(1, 3 * MIB));
+fn an_upload_goes_on_where_its_connection_broke_and_after_a_restart(home: &Home) {
+    let (mut agent, blob) = (home.hosting().start(), Blob::new(1, 3 * MIB));
     let location = begin(&agent);
     let mut broken = agent.registry().connect().unwrap();
     let headers = [("Content-Length".to_owned(), (3 * MIB).to_string())];
@@ -303,9 +331,8 @@ fn an_upload_goes_on_where_its_connection_broke_and_after_a_restart() {
     assert_stored(&agent, &blob);
 }
 
-#[test]
-fn of_a_chunk_that_is_not_as_long_as_it_says_nothing_is_kept() {
-    let (agent, blob) = (Setup::hosting().start(), Blob::new(1, 30_000));
+fn of_a_chunk_that_is_not_as_long_as_it_says_nothing_is_kept(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 30_000));
     let location = begin(&agent);
     assert_eq!(patch(&agent, &location, &blob.bytes, 0..KIB).status, 202);
     let long = agent
@@ -337,9 +364,8 @@ fn of_a_chunk_that_is_not_as_long_as_it_says_nothing_is_kept() {
     assert_created(&put(&agent, &location, &blob, &blob.bytes[KIB..]), &blob);
 }
 
-#[test]
-fn a_client_that_sends_nothing_is_not_waited_for() {
-    let agent = Setup::hosting().set("clients.idle", SHORT).start();
+fn a_client_that_sends_nothing_is_not_waited_for(home: &Home) {
+    let agent = home.hosting().set("clients.idle", SHORT).start();
     let location = begin(&agent);
     let mut silent = agent.registry().connect().unwrap();
     let headers = [("Content-Length".to_owned(), "1000".to_owned())];
@@ -351,9 +377,8 @@ fn a_client_that_sends_nothing_is_not_waited_for() {
     assert_eq!(agent.get(&location).header("range"), Some("0-9"));
 }
 
-#[test]
-fn uploads_that_were_given_up_are_removed_at_the_start() {
-    let mut agent = Setup::hosting().start();
+fn uploads_that_were_given_up_are_removed_at_the_start(home: &Home) {
+    let mut agent = home.hosting().start();
     let (old, new) = (begin(&agent), begin(&agent));
     agent.kill();
     let id = old.rsplit('/').next().unwrap();
@@ -370,9 +395,8 @@ fn uploads_that_were_given_up_are_removed_at_the_start() {
     assert_eq!(agent.get(&new).status, 204);
 }
 
-#[test]
-fn a_full_disk_is_said_and_leaves_nothing_half_stored() {
-    let agent = Setup::hosting().small_disk(4 * MIB).start();
+fn a_full_disk_is_said_and_leaves_nothing_half_stored(home: &Home) {
+    let agent = home.hosting().small_disk(4 * MIB).start();
     let (large, small) = (Blob::new(1, 6 * MIB), Blob::new(2, 100 * KIB));
     let target = format!("/v2/{NAME}/blobs/uploads/?digest={}", large.digest);
     let reply = agent.request("POST", &target).body(&large.bytes).send();
@@ -383,9 +407,8 @@ fn a_full_disk_is_said_and_leaves_nothing_half_stored() {
     assert_stored(&agent, &small);
 }
 
-#[test]
-fn many_uploads_at_once_take_bounded_memory() {
-    let agent = Setup::hosting().start();
+fn many_uploads_at_once_take_bounded_memory(home: &Home) {
+    let agent = home.hosting().start();
     let (blob, length) = (Blob::new(1, 8 * MIB), (8 * MIB).to_string());
     let locations: Vec<String> = (0..24).map(|_| begin(&agent)).collect();
     let mut running: Vec<_> = locations
@@ -417,8 +440,7 @@ fn many_uploads_at_once_take_bounded_memory() {
     assert!(peak < 100 * MIB, "{} MiB", peak / MIB);
 }
 
-#[test]
-fn a_push_that_dies_at_any_point_is_done_again() {
+fn a_push_that_dies_at_any_point_is_done_again(home: &Home) {
     let image = Image::new(1, &[300 * KIB]);
     for point in [
         "upload-begun",
@@ -426,7 +448,9 @@ fn a_push_that_dies_at_any_point_is_done_again() {
         "upload-renamed",
         "upload-linked",
     ] {
-        let setup = Setup::hosting().environment("REGISTRY_AGENT_FAILPOINT", point);
+        let setup = home
+            .hosting()
+            .environment("REGISTRY_AGENT_FAILPOINT", point);
         let mut agent = setup.start();
         let location = begin(&agent);
         let target = format!("{location}?digest={}", image.layer().digest);
@@ -447,13 +471,131 @@ fn a_push_that_dies_at_any_point_is_done_again() {
     }
 }
 
-#[test]
-fn what_was_acknowledged_is_there_after_a_kill() {
-    let (mut agent, image) = (Setup::hosting().start(), Image::new(1, &[100 * KIB]));
+fn what_was_acknowledged_is_there_after_a_kill(home: &Home) {
+    let (mut agent, image) = (home.hosting().start(), Image::new(1, &[100 * KIB]));
     agent.push(NAME, "v1", &image);
     agent.signal(Signal::SIGKILL);
     agent.wait();
     agent.start_again();
     agent.wait_until_ready();
     agent.pull(NAME, "v1", &image);
+}
+
+fn an_upload_that_was_given_up_is_unknown_while_it_is_still_in_memory(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, KIB));
+    for method in ["GET", "PATCH", "PUT", "DELETE"] {
+        let location = begin(&agent);
+        assert_eq!(patch(&agent, &location, &blob.bytes, 0..500).status, 202);
+        // As the sweep does it, a day later.
+        fs::remove_dir_all(&uploads(&agent)[0]).unwrap();
+        let target = format!("{location}?digest={}", blob.digest);
+        let reply = agent.request(method, &target).body(b"").send();
+        if method == "DELETE" {
+            // It is known no longer afterwards, whichever is said.
+            assert!(matches!(reply.status, 204 | 404), "{reply:?}");
+        } else {
+            reply.assert_error(404, "BLOB_UPLOAD_UNKNOWN");
+        }
+        let again = agent.get(&location);
+        again.assert_error(404, "BLOB_UPLOAD_UNKNOWN");
+    }
+}
+
+/// What comes next on a connection, to the end of a head.
+fn head(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("an answer");
+        bytes.push(byte[0]);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// curl does so for what is large (`Expect: 100-continue`), and does not send what is refused.
+fn a_body_is_asked_for_before_it_is_sent(home: &Home) {
+    let (agent, blob) = (home.hosting().start(), Blob::new(1, 2 * MIB));
+    let Client::Tcp(address) = agent.registry() else {
+        panic!("a TCP listener")
+    };
+    let expecting = |method: &str, target: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = blob.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\
+             Expect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let patched = begin(&agent);
+    let put = format!("{}?digest={}", begin(&agent), blob.digest);
+    for (method, target, status) in [("PATCH", patched.as_str(), "202"), ("PUT", &put, "201")] {
+        let mut stream = expecting(method, target);
+        assert!(head(&mut stream).starts_with("HTTP/1.1 100 "), "{method}");
+        stream.write_all(&blob.bytes).unwrap();
+        let answer = head(&mut stream);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+    }
+    assert_stored(&agent, &blob);
+    for (target, status) in [
+        ("/v2/elsewhere/app/blobs/uploads/?digest=sha256:1", "405"),
+        (&*format!("/v2/{NAME}/blobs/uploads/?digest=md5:1"), "400"),
+    ] {
+        let answer = head(&mut expecting("POST", target));
+        // Without the body.
+        let refused = !answer.starts_with("HTTP/1.1 100") && !answer.starts_with("HTTP/1.1 2");
+        assert!(refused, "{status}: {answer}");
+    }
+}
+
+fn an_image_is_pushed_by_http_2(home: &Home) {
+    let (agent, image) = (home.hosting().start(), Image::new(1, &[5 * MIB, 10 * KIB]));
+    let Client::Tcp(address) = agent.registry() else {
+        panic!("a TCP listener")
+    };
+    let pushing = async {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let executor = TokioExecutor::new();
+        let handshake = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream));
+        let (sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let send = async |method: &str, target: &str, body: &bytes::Bytes| {
+            let request = http::Request::builder()
+                .method(method)
+                .uri(format!("http://{address}{target}"))
+                .header("content-type", image.manifest.media_type.as_str());
+            let request = request.body(Full::new(body.clone())).unwrap();
+            sender.clone().send_request(request).await.unwrap()
+        };
+        let nothing = bytes::Bytes::new();
+        for blob in image.blobs() {
+            let target = format!("/v2/{NAME}/blobs/uploads/");
+            let begun = send("POST", &target, &nothing).await;
+            assert_eq!(begun.status(), 202);
+            let location = begun.headers()["location"].to_str().unwrap().to_owned();
+            let patched = send("PATCH", &location, &blob.bytes).await;
+            assert_eq!(patched.status(), 202);
+            let target = format!("{location}?digest={}", blob.digest);
+            assert_eq!(send("PUT", &target, &nothing).await.status(), 201);
+        }
+        // Many blobs at once by many streams of one connection.
+        let many = (2..10)
+            .map(|seed| Blob::new(seed, 300 * KIB))
+            .map(async |blob| {
+                let target = format!("/v2/{NAME}/blobs/uploads/?digest={}", blob.digest);
+                assert_eq!(send("POST", &target, &blob.bytes).await.status(), 201);
+            });
+        futures_util::future::join_all(many).await;
+        let target = format!("/v2/{NAME}/manifests/v1");
+        let manifest = &image.manifest.blob.bytes;
+        assert_eq!(send("PUT", &target, manifest).await.status(), 201);
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(pushing);
+    agent.pull(NAME, "v1", &image);
+    assert_stored(&agent, &Blob::new(9, 300 * KIB));
 }

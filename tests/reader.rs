@@ -11,7 +11,7 @@ mod cloud;
 mod server;
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use cloud::Cloud;
@@ -164,5 +164,52 @@ fn an_agent_starts_without_s3_and_says_what_is_missing() {
         agent.log().contains("no AWS credentials"),
         "{}",
         agent.log()
+    );
+}
+
+#[test]
+fn twenty_readers_at_once_serve_every_byte_and_each_asks_once() {
+    let cloud = Cloud::start();
+    let image = Image::new(1, &[10 * KIB, 2 * MIB]);
+    cloud.push("team/app", "1.0", &image);
+    let spawn = |number: usize| {
+        // The SDK says it in each request.
+        let app = format!("reader-{number}");
+        cloud
+            .reader()
+            .environment("AWS_SDK_UA_APP_ID", &app)
+            .spawn()
+    };
+    let mut readers: Vec<Agent> = (0..20).map(spawn).collect();
+    readers.iter_mut().for_each(Agent::wait_until_ready);
+    cloud.s3.front.latency(Duration::from_millis(50));
+    std::thread::scope(|scope| {
+        for agent in &readers {
+            for _client in 0..3 {
+                scope.spawn(|| agent.pull("team/app", "1.0", &image));
+            }
+        }
+    });
+    let mut asked: BTreeMap<String, Vec<(String, Option<String>)>> = BTreeMap::new();
+    for it in cloud.s3.front.asked() {
+        let agent = it.headers["user-agent"].to_str().unwrap();
+        let (_, id) = agent.split_once("app/").expect("who asks");
+        let id = id.split(' ').next().unwrap().to_owned();
+        if it.key.contains("/blobs/") && it.operation == "GET" {
+            asked.entry(id).or_default().push((it.key, it.range));
+        }
+    }
+    assert_eq!(asked.len(), readers.len());
+    for (id, asked) in &asked {
+        let distinct: BTreeSet<_> = asked.iter().collect();
+        // Two layers, the config and the manifest; one that takes unusually long may be asked for
+        // a second time.
+        assert_eq!(distinct.len(), 4, "{id}: {asked:?}");
+        assert!(asked.len() <= 2 * distinct.len(), "{id}: {asked:?}");
+    }
+    let asked: usize = asked.values().map(Vec::len).sum();
+    assert!(
+        asked <= 4 * readers.len() + readers.len(),
+        "{asked} requests"
     );
 }

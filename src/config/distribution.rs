@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::convert::DOCKER_HUB_URL;
+use super::convert::{DOCKER_HUB_URL, address as address_of};
 use super::document;
 use super::error::{KeyPath, Place, Remark};
 use super::merge::{Merged, Origin};
@@ -63,6 +63,7 @@ pub(super) fn read(
         said: &said,
         ours: Merged::default(),
         proxy: Proxy::default(),
+        sources,
         seen: BTreeSet::new(),
         warnings,
         errors,
@@ -238,6 +239,8 @@ struct Translation<'a> {
     said: &'a Merged,
     ours: Merged,
     proxy: Proxy,
+    /// Our own variables, which are over distribution's.
+    sources: &'a Sources,
     /// The rules that were remarked upon: one remark each, however many keys a section holds.
     seen: BTreeSet<String>,
     warnings: &'a mut Vec<Remark>,
@@ -366,6 +369,54 @@ impl Translation<'_> {
         leaves.find(|leaf| leaf.keys.join(".") == dotted)?.boolean()
     }
 
+    /// A registry that takes pushes from whoever reaches it: perhaps a proxy was meant.
+    fn refuse_everybody(&mut self, file: &Place) {
+        let address = self.text_of("http.addr");
+        let address = address.and_then(|said| address_of(&keys::numeric(said)));
+        let own = ["REGISTRY_AGENT_LISTEN", "REGISTRY_AGENT_AUTH"];
+        let own = own.iter().any(|name| self.sources.variable(name).is_some());
+        let someone = self.has_section("auth")
+            || self.has("http.tls.clientcas")
+            || self
+                .sources
+                .variable("REGISTRY_AGENT_AUTH__HTPASSWD")
+                .is_some();
+        if own || someone || address.is_none_or(|address| address.ip().is_loopback()) {
+            return;
+        }
+        let message = format!(
+            "is missing: this is a registry of its own, to which everybody who can reach http.addr \
+             could push. Say who may by auth.htpasswd or http.tls.clientcas, or that all of them may \
+             by `auth: none`, or listen on 127.0.0.1; for a mirror, set proxy.remoteurl, or \
+             REGISTRY_PROXY_REMOTEURL, such as {DOCKER_HUB_URL}"
+        );
+        self.errors.push(Remark::new(file, "auth", message));
+    }
+
+    /// What a key is said to be.
+    fn text_of(&self, dotted: &str) -> Option<String> {
+        let mut leaves = leaves(self.said.members()).into_iter();
+        leaves.find(|leaf| leaf.keys.join(".") == dotted)?.text()
+    }
+
+    /// Whether there is such a mapping, be it empty.
+    fn has_section(&self, dotted: &str) -> bool {
+        let mut at = Some(self.said.members());
+        let mut found = false;
+        for key in dotted.split('.') {
+            let next = at.and_then(|members| members.get(key));
+            found = next.is_some_and(|next| !next.is_null());
+            at = next.and_then(Value::as_object);
+        }
+        found
+    }
+
+    /// Whether this is a registry of its own: neither a proxy nor one that is only read.
+    fn takes_pushes(&self) -> bool {
+        let reader = self.has_bucket() && self.is_true("storage.maintenance.readonly.enabled");
+        !self.has_section("proxy") && !reader
+    }
+
     /// Whether the storage is a bucket.
     fn has_bucket(&self) -> bool {
         let storage = self.said.members().get("storage");
@@ -403,25 +454,38 @@ impl Translation<'_> {
         } = std::mem::take(&mut self.proxy);
         let from = |key: &str| KeyPath::of("proxy").key(key);
         let Some(url) = remoteurl else {
-            // Not a proxy: it takes pushes, unless it was told not to.
-            if self.has_bucket() {
-                let reader = self.is_true("storage.maintenance.readonly.enabled");
-                let role = if reader { "reader" } else { "writer" };
-                return self.set(&["role"], role.into(), &KeyPath::of("storage.s3.bucket"));
+            if self.has_section("proxy") {
+                if !self.errors.iter().any(|it| it.key == "proxy.remoteurl") {
+                    let message = format!(
+                        "is missing: set it, or REGISTRY_PROXY_REMOTEURL, to the registry to mirror, \
+                         such as {DOCKER_HUB_URL}, or remove the section, to take pushes"
+                    );
+                    self.errors
+                        .push(Remark::new(file, "proxy.remoteurl", message));
+                }
+                if self.has_bucket() {
+                    // So that nothing follows from it that is not wrong.
+                    self.set(&["role"], "writer".into(), &from("remoteurl"));
+                }
+                return;
             }
-            if !self
-                .errors
-                .iter()
-                .any(|error| error.key == "proxy.remoteurl")
-            {
-                let message = format!(
-                    "is missing: this version takes such a file for a mirror or, with storage.s3, for \
-                     a bucket; set it, or REGISTRY_PROXY_REMOTEURL, to the registry to mirror, such \
-                     as {DOCKER_HUB_URL}, or, to take pushes to a disk, write `role: writer` in a \
-                     file of the agent's own"
-                );
-                self.errors
-                    .push(Remark::new(file, "proxy.remoteurl", message));
+            // Not a proxy: it takes pushes, unless it was told not to.
+            let role = if self.takes_pushes() {
+                "writer"
+            } else {
+                "reader"
+            };
+            let storage = if self.has_bucket() {
+                "storage.s3.bucket"
+            } else {
+                "storage.filesystem.rootdirectory"
+            };
+            self.set(&["role"], role.into(), &KeyPath::of(storage));
+            if self.has_section("auth.none") {
+                self.set(&["auth"], "none".into(), &KeyPath::of("auth.none"));
+            }
+            if role == "writer" {
+                self.refuse_everybody(file);
             }
             return;
         };

@@ -210,6 +210,11 @@ impl Pushing<'_> {
         }
     }
 
+    /// Whether there is such a repository.
+    pub(super) async fn exists(&self, of: &Repository) -> Result<bool, BucketError> {
+        self.bucket.open().await?.exists(of).await
+    }
+
     /// Takes a blob from a repository; says whether it had it.
     pub(super) async fn delete_blob(
         &self,

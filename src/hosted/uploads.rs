@@ -171,7 +171,14 @@ impl Hosted {
         let unread = State::Unread(Algorithm::Sha256);
         let slot = self.0.uploads.slot(of, id, unread);
         let slot = slot.ok_or(HostedError::UploadUnknown)?;
-        self.hold_slot(of, id, &slot).await
+        let held = self.hold_slot(of, id, &slot).await?;
+        // One that was given up is removed from the disk, and its session stays in memory.
+        if !self.0.store.has_upload(of, id).await? {
+            drop(held);
+            self.0.uploads.forget(id);
+            return Err(HostedError::UploadUnknown);
+        }
+        Ok(held)
     }
 
     async fn hold_slot(

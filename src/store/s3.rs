@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
@@ -82,6 +80,8 @@ struct Inner {
     asker: Asker,
     prefix: Prefix,
     ranges: Arc<Ranges>,
+    /// Whether LIST was refused: then it can't say of a 403 what it means.
+    may_not_list: AtomicBool,
     /// Whether the log says already that 403 is taken for "not there".
     hidden_said: AtomicBool,
     /// Whether anything could be read: then it is not `s3:GetObject` that is missing.
@@ -109,6 +109,7 @@ impl Bucket {
             asker,
             prefix: Prefix::new(&settings.prefix),
             ranges: Arc::new(Ranges::new(limits)),
+            may_not_list: AtomicBool::new(false),
             hidden_said: AtomicBool::new(false),
             has_read: AtomicBool::new(false),
         })))
@@ -225,7 +226,7 @@ impl Bucket {
 
     async fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
         let request = self.0.clients.small.head_object();
-        let answer = request.bucket(self.name()).key(key).send().await;
+        let answer = Box::pin(request.bucket(self.name()).key(key).send()).await;
         let what = format!("HEAD {key}");
         match answer {
             Ok(head) => {
@@ -240,7 +241,8 @@ impl Bucket {
                 Ok(Some(size))
             }
             Err(error) => {
-                self.absent(&what, &error)?;
+                let refusal = self.0.asker.refusal(&what, &error);
+                self.absence(&what, key, refusal).await?;
                 Ok(None)
             }
         }
@@ -289,7 +291,8 @@ impl Bucket {
         let key = self.0.prefix.key(path);
         let mut failures = 0;
         loop {
-            match self.fetch_once(&key, limit, known).await {
+            // Its future is large: on the heap it is no part of those of its callers.
+            match Box::pin(self.fetch_once(&key, limit, known)).await {
                 Err(error @ (BucketError::Transport { .. } | BucketError::Timeout { .. })) => {
                     failures += 1;
                     if failures == ATTEMPTS {
@@ -319,7 +322,7 @@ impl Bucket {
                 return match self.0.asker.refusal(&what, &error) {
                     Refusal::Unchanged => Ok(Fetched::Unchanged),
                     refusal => {
-                        self.absence(&what, refusal)?;
+                        self.absence(&what, key, refusal).await?;
                         Ok(Fetched::Absent)
                     }
                 };
@@ -351,23 +354,45 @@ impl Bucket {
         })
     }
 
-    /// Takes an answer for "not there", or for an error.
-    fn absent<E>(&self, what: &str, error: &SdkError<E, HttpResponse>) -> Result<(), BucketError>
-    where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
-    {
-        self.absence(what, self.0.asker.refusal(what, error))
-    }
-
-    fn absence(&self, what: &str, refusal: Refusal) -> Result<(), BucketError> {
+    /// Takes an answer about a key for "not there", or for an error.
+    async fn absence(&self, what: &str, key: &str, refusal: Refusal) -> Result<(), BucketError> {
         match refusal {
             Refusal::Absent => Ok(()),
-            Refusal::Hidden => {
-                self.say_hidden(what);
-                Ok(())
-            }
+            Refusal::Hidden => Box::pin(self.hidden(what, key)).await,
             refusal => Err(self.0.asker.error(what, "s3:GetObject", refusal)),
         }
+    }
+
+    /// What 403 means of a key. S3 says so instead of 404 where the role may not list, and also
+    /// where it may list below a prefix alone (`s3:prefix`, as in our own policy), which a GET does
+    /// not name. So the key is listed: where that is allowed, it tells what is missing, the key or
+    /// the right to read it.
+    async fn hidden(&self, what: &str, key: &str) -> Result<(), BucketError> {
+        if !self.0.may_not_list.load(Ordering::Relaxed) {
+            let list = self.0.clients.small.list_objects_v2();
+            let list = list.bucket(self.name()).prefix(key).max_keys(1);
+            let asked = format!("LIST {key}");
+            match list.send().await {
+                Ok(list) if list.contents().iter().any(|it| it.key() == Some(key)) => {
+                    return Err(BucketError::Denied {
+                        what: what.to_owned(),
+                        code: "AccessDenied".to_owned(),
+                        advice: format!(
+                            "the key is there: the role needs s3:GetObject on \
+                             arn:aws:s3:::{}/{key}, and kms:Decrypt where it is encrypted by a key",
+                            self.name()
+                        ),
+                    });
+                }
+                Ok(_) => return Ok(()),
+                Err(error) => match self.0.asker.refusal(&asked, &error) {
+                    Refusal::Hidden => self.0.may_not_list.store(true, Ordering::Relaxed),
+                    refusal => return Err(self.0.asker.error(&asked, "s3:ListBucket", refusal)),
+                },
+            }
+        }
+        self.say_hidden(what);
+        Ok(())
     }
 
     /// Says once that 403 is taken for "not there", and what would make it a 404.

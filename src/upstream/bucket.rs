@@ -268,8 +268,10 @@ impl Asking<'_> {
                 limit: limit + 1,
             };
             let tags = bucket.tags(&repository(name), &page).await?;
-            // A repository without any is not told from none.
-            Ok(Some(tags).filter(|tags| last.is_some() || !tags.is_empty()))
+            // One whose tags are all deleted is still a repository.
+            let known =
+                last.is_some() || !tags.is_empty() || bucket.exists(&repository(name)).await?;
+            Ok(known.then_some(tags))
         };
         let asked = Box::pin(asked).await;
         let tags = self.answer(asked)?;

@@ -1,6 +1,8 @@
 //! A bucket, and the agents in front of it.
 #![allow(dead_code, reason = "every test target uses a part of it")]
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -16,9 +18,14 @@ pub struct Cloud {
 
 impl Cloud {
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same by TLS.
+    pub fn start_with(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let runtime = Runtime::new().unwrap();
         Self {
-            s3: runtime.block_on(S3::start()),
+            s3: runtime.block_on(S3::start_with(tls)),
             _runtime: runtime,
         }
     }
@@ -60,6 +67,15 @@ impl Cloud {
     }
 
     fn setup(&self, role: &str) -> Setup {
+        // The standard chain, by its first link.
+        self.without_keys(role)
+            .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .environment("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .environment("AWS_EC2_METADATA_DISABLED", "true")
+    }
+
+    /// One that has yet to find its credentials.
+    pub fn without_keys(&self, role: &str) -> Setup {
         let setup = Setup::new();
         let cache = setup.folder().join("store");
         let storage = json!({
@@ -75,9 +91,5 @@ impl Cloud {
             .set("role", role)
             .set("upstreams", Value::Null)
             .set("storage", storage)
-            // The standard chain, by its first link.
-            .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .environment("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            .environment("AWS_EC2_METADATA_DISABLED", "true")
     }
 }

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod client;
 pub mod disk;
 pub mod image;
+pub mod responder;
 pub mod upstream;
 
 use std::io::Write as _;

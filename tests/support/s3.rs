@@ -31,6 +31,10 @@ use tokio::time::{Instant, Sleep};
 pub const ACCESS_KEY: &str = "AKIATESTTESTTEST";
 /// Its secret, which nothing may ever print.
 pub const SECRET_KEY: &str = "hunter2hunter2hunter2";
+/// A second key that is let in, as a role's next one.
+pub const NEXT_ACCESS_KEY: &str = "AKIATESTTESTNEXT";
+/// Its secret.
+pub const NEXT_SECRET_KEY: &str = "hunter2hunter2hunter3";
 /// The longest key that s3s-fs can keep, about.
 const LONG_KEY: usize = 165;
 /// The bucket that is there.
@@ -67,6 +71,8 @@ pub enum Fault {
     HangAfter(u64),
     /// 301 with the bucket's real region.
     Elsewhere,
+    /// 400 `ExpiredToken`.
+    Expired,
     /// 200 to what is refused because of its condition, as of a store that does not look at it.
     NoConditions,
 }
@@ -84,6 +90,8 @@ pub struct Front {
     rate: Mutex<Option<u64>>,
     /// Whether a missing key is 403, and LIST as well, as without `s3:ListBucket`.
     no_list: AtomicBool,
+    /// And which prefixes are listed all the same, as by a condition on `s3:prefix`.
+    listed: Mutex<Option<String>>,
     /// Where the bucket's objects are.
     root: Mutex<PathBuf>,
 }
@@ -140,6 +148,50 @@ impl Front {
     }
 }
 
+impl Front {
+    /// As a policy that allows `s3:ListBucket` with an `s3:prefix` that begins so, which a GET of a
+    /// missing key does not have: that is 403.
+    pub fn list_only(&self, prefix: &str) {
+        self.no_list();
+        *self.listed.lock().unwrap() = Some(prefix.to_owned());
+    }
+
+    fn may_list(&self, asked: &Asked) -> bool {
+        let listed = self.listed.lock().unwrap();
+        let said = asked
+            .query
+            .split('&')
+            .find_map(|it| it.strip_prefix("prefix="));
+        let said = said.map(|it| percent_encoding::percent_decode_str(it).decode_utf8_lossy());
+        listed
+            .as_ref()
+            .zip(said)
+            .is_some_and(|(listed, said)| said.starts_with(listed.as_str()))
+    }
+
+    /// The access keys by which requests were signed, each once, in the order of the first.
+    pub fn signers(&self) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        for asked in self.asked.lock().unwrap().iter() {
+            let id = signer(&asked.headers);
+            if !found.contains(&id) {
+                found.push(id);
+            }
+        }
+        found
+    }
+}
+
+/// The access key by which a request was signed.
+pub fn signer(headers: &HeaderMap) -> String {
+    let signed = headers.get("authorization").and_then(|it| it.to_str().ok());
+    let (_, rest) = signed
+        .unwrap_or_default()
+        .split_once("Credential=")
+        .unwrap_or_default();
+    rest.split('/').next().unwrap_or_default().to_owned()
+}
+
 /// A server; it ends with this.
 pub struct S3 {
     pub address: SocketAddr,
@@ -157,17 +209,24 @@ impl Drop for S3 {
 impl S3 {
     /// Serves one empty bucket.
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// The same by TLS.
+    pub async fn start_with(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
         let storage = s3s_fs::FileSystem::new(folder.path()).unwrap();
         let mut service = S3ServiceBuilder::new(storage);
-        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let mut keys = SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY);
+        keys.register(NEXT_ACCESS_KEY.to_owned(), NEXT_SECRET_KEY.into());
+        service.set_auth(keys);
         let service = service.build();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let front = Arc::new(Front::default());
         *front.root.lock().unwrap() = folder.path().join(BUCKET);
-        let task = tokio::spawn(accept(listener, service, Arc::clone(&front)));
+        let task = tokio::spawn(accept(listener, service, Arc::clone(&front), tls));
         Self {
             address,
             front,
@@ -207,11 +266,25 @@ impl S3 {
     }
 }
 
-async fn accept(listener: TcpListener, service: S3Service, front: Arc<Front>) {
+async fn accept(
+    listener: TcpListener,
+    service: S3Service,
+    front: Arc<Front>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+) {
+    let tls = tls.map(tokio_rustls::TlsAcceptor::from);
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let (service, front) = (service.clone(), Arc::clone(&front));
+        let tls = tls.clone();
         connections.spawn(async move {
+            let stream: Box<dyn Duplex> = match tls {
+                None => Box::new(stream),
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => Box::new(stream),
+                    Err(_) => return,
+                },
+            };
             let answer = service_fn(move |request| {
                 let (service, front) = (service.clone(), Arc::clone(&front));
                 async move { Ok::<_, Infallible>(front.answer(&service, request).await) }
@@ -221,6 +294,10 @@ async fn accept(listener: TcpListener, service: S3Service, front: Arc<Front>) {
         });
     }
 }
+
+trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Duplex for T {}
 
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
@@ -298,7 +375,11 @@ impl Front {
                 answer.headers_mut().insert("x-amz-bucket-region", region);
                 return answer;
             }
-            _ if no_list && asked.operation == "LIST" => return error(403, "AccessDenied"),
+            Some(Fault::Expired) if asked.operation == "HEAD" => return plain(400, ""),
+            Some(Fault::Expired) => return error(400, "ExpiredToken"),
+            _ if no_list && asked.operation == "LIST" && !self.may_list(&asked) => {
+                return error(403, "AccessDenied");
+            }
             _ => {}
         }
         if asked.operation == "PUT" && asked.key.len() > LONG_KEY {

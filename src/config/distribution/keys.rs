@@ -2,6 +2,7 @@
 //! and its reference, versions 2.8 and 3.0.
 
 use serde_json::Value;
+use url::Url;
 
 use super::super::convert::address;
 use super::super::error::{KeyPath, quoted};
@@ -113,13 +114,8 @@ const KEYS: &[(&str, Rule)] = &[
         "storage.cache",
         instead("not used: the kernel's page cache holds what is asked for often"),
     ),
-    (
-        "storage.delete",
-        unless(
-            &["false"],
-            "clients can't delete from a mirror; registry:2 as a proxy refuses deletes as well",
-        ),
-    ),
+    ("storage.delete", instead("only enabled has a meaning here")),
+    ("storage.delete.enabled", Honoured(delete)),
     (
         "storage.redirect",
         unless(&["true"], "blobs are always served by the agent itself"),
@@ -128,7 +124,7 @@ const KEYS: &[(&str, Rule)] = &[
         "storage.maintenance.uploadpurging",
         unless(
             &["false"],
-            "a mirror takes no uploads, so that none are left over",
+            "uploads that were given up are removed after a day in any case",
         ),
     ),
     (
@@ -146,11 +142,19 @@ const KEYS: &[(&str, Rule)] = &[
     (
         "auth",
         Refused(
-            "what a proxy has is given to everybody who reaches it: only pushes of hosted names \
-             take a password, by our own `auth`",
+            "this version knows users by auth.htpasswd alone, where it takes pushes, and auth: none",
         ),
     ),
     ("auth.none", instead("takes no parameters")),
+    (
+        "auth.htpasswd",
+        Refused("only realm and path are known here, and path is needed: a file of `htpasswd -B`"),
+    ),
+    ("auth.htpasswd.path", Honoured(users)),
+    (
+        "auth.htpasswd.realm",
+        instead("passwords are asked for by the name of the registry"),
+    ),
     (
         "middleware",
         instead("not used: the agent has no middleware"),
@@ -167,11 +171,14 @@ const KEYS: &[(&str, Rule)] = &[
     ),
     (
         "http.host",
-        instead("not used: every Location is relative, and right behind any proxy"),
+        instead(
+            "used only as the name of the registry, with auth: every Location is relative, and right \
+             behind any proxy",
+        ),
     ),
     (
         "http.secret",
-        instead("not needed: a mirror takes no uploads, whose state it would sign"),
+        instead("not needed: uploads carry no state that would be signed"),
     ),
     (
         "http.relativeurls",
@@ -280,6 +287,9 @@ pub(super) fn is_section(keys: &[&str]) -> bool {
     KEYS.iter().any(|(key, _)| key.starts_with(&within))
 }
 
+const PROXY_GIVES_ALL: &str = "what a proxy or a reader has is given to everybody who reaches it: only \
+                               pushes take a password";
+
 fn version(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     if leaf.text().as_deref() != Some("0.1") {
         to.error(
@@ -350,11 +360,46 @@ fn root_directory(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     set_text(to, leaf, &["storage", "filesystem", "root"], |text| text);
 }
 
+fn delete(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.boolean() {
+        Some(true) if !to.takes_pushes() => to.warn(
+            &KeyPath::of("storage.delete"),
+            "clients can't delete from a mirror; registry:2 as a proxy refuses deletes as well",
+        ),
+        Some(allowed) if to.takes_pushes() => to.set(&["delete"], allowed.into(), &leaf.path()),
+        Some(_) => {}
+        None => not_boolean(to, leaf),
+    }
+}
+
+/// registry:2 asks for a password for everything, pulls as well.
+fn users(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    if !to.takes_pushes() {
+        return to.error(&KeyPath::of("auth"), PROXY_GIVES_ALL);
+    }
+    set_text(to, leaf, &["auth", "htpasswd"], |text| text);
+    to.set(&["auth", "pull"], "authenticated".into(), &leaf.path());
+    let host = to.text_of("http.host");
+    let host = host.and_then(|host| Some(Url::parse(&host).ok()?.host_str()?.to_owned()));
+    if let Some(host) = host {
+        to.set(&["auth", "name"], host.into(), &KeyPath::of("http.host"));
+    } else if to.sources.variable("REGISTRY_AGENT_AUTH__NAME").is_none() {
+        to.warn(
+            &leaf.path(),
+            "docker logs in only under a name that is known: say by http.host, or by \
+             REGISTRY_AGENT_AUTH__NAME, how clients call this registry",
+        );
+    }
+}
+
 /// In front of a bucket it is what makes a reader (see [`Translation::upstream`]).
 fn read_only(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
-    let reader = to.has_bucket() && !to.has("proxy.remoteurl");
     match leaf.boolean() {
-        Some(true) if !reader => to.warn(
+        Some(true) if to.takes_pushes() => to.error(
+            &leaf.path(),
+            "nothing is read from a disk alone: a reader has a bucket (storage.s3)",
+        ),
+        Some(true) if !to.has_bucket() || to.has("proxy.remoteurl") => to.warn(
             &KeyPath::of("storage.maintenance.readonly"),
             "a mirror takes no pushes, but goes on storing what it fetches",
         ),
@@ -533,7 +578,7 @@ fn debug_address(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
 }
 
 /// Go looks up the name that every host has.
-fn numeric(address: String) -> String {
+pub(super) fn numeric(address: String) -> String {
     match address.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),
         None => address,

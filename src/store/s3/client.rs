@@ -1,5 +1,6 @@
 //! The AWS clients of one bucket: one pool of connections, one set of credentials.
 
+use std::fmt;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
@@ -13,10 +14,12 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 
-use super::credentials::Ahead;
-use super::error::BucketError;
+use super::credentials::{Ahead, Renewal};
+use super::error::{Asker, BucketError};
 use crate::config::S3Settings;
+use crate::resolve::Resolver;
 
 /// To accept a connection. S3 does so in a few milliseconds.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -30,6 +33,10 @@ const OPERATION: Duration = Duration::from_secs(40);
 const SENDING: Duration = Duration::from_mins(2);
 /// For a part with all its attempts.
 const SENDING_OPERATION: Duration = Duration::from_mins(6);
+/// To find out in which region a bucket is.
+const DISCOVERY: Duration = Duration::from_secs(5);
+/// The region that is asked where nothing says one: it knows where every bucket is.
+const FIRST_REGION: &str = "us-east-1";
 /// Idle connections are given back before S3 closes them.
 const IDLE: Duration = Duration::from_secs(15);
 
@@ -48,12 +55,63 @@ pub(super) struct Clients {
     pub(super) region: String,
 }
 
-/// A single HTTP client for all requests, with rustls and ring.
+/// A single HTTP client for all requests, with rustls and ring. It trusts whom the system trusts, or
+/// the authorities in the file that `SSL_CERT_FILE` names.
 fn http() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new()
         .pool_idle_timeout(IDLE)
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https()
+        .build_with_resolver(Names(Resolver::of_this_build()))
+}
+
+/// Finds hosts as the rest of the agent does, which a static binary has to.
+#[derive(Clone)]
+struct Names(Resolver);
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names")
+    }
+}
+
+impl ResolveDns for Names {
+    fn resolve_dns<'a>(&'a self, name: &'a str) -> DnsFuture<'a> {
+        DnsFuture::new(async move {
+            let found = self.0.addresses(name).await;
+            found.map_err(ResolveDnsError::new)
+        })
+    }
+}
+
+/// Where a bucket is, by what `client` is answered of it; `None` where that does not say. The answer
+/// says it also to who may not look at the bucket.
+async fn region_of(client: &Client, bucket: &str) -> Result<Option<String>, BucketError> {
+    let answer = client.head_bucket().bucket(bucket).send().await;
+    let error = match answer {
+        Ok(head) => return Ok(head.bucket_region),
+        Err(error) => error,
+    };
+    if let Some(response) = error.raw_response() {
+        let region = response.headers().get("x-amz-bucket-region");
+        return Ok(region.map(str::to_owned));
+    }
+    let asker = Asker {
+        bucket: bucket.to_owned(),
+        region: FIRST_REGION.to_owned(),
+    };
+    let what = format!("HEAD of the bucket {bucket}");
+    let refusal = asker.refusal(&what, &error);
+    Err(asker.error(&what, "s3:ListBucket", refusal))
+}
+
+/// A client that does not wait for long.
+fn discovering(config: aws_sdk_s3::config::Builder) -> Client {
+    let patience = TimeoutConfig::builder()
+        .connect_timeout(CONNECT)
+        .operation_timeout(DISCOVERY)
+        .build();
+    let config = config.retry_config(RetryConfig::disabled());
+    Client::from_conf(config.timeout_config(patience).build())
 }
 
 /// Finds out what the configuration leaves to the host: region, credentials, endpoint.
@@ -64,12 +122,6 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
         defaults = defaults.region(Region::new(region.clone()));
     }
     let shared = defaults.load().await;
-    let region = match (shared.region(), &settings.endpoint) {
-        (Some(region), _) => region.clone(),
-        // A store that is not Amazon's has no regions; the signature needs a name of one.
-        (None, Some(_)) => Region::from_static("us-east-1"),
-        (None, None) => return Err(BucketError::NoRegion(settings.bucket.clone())),
-    };
     let chain = match &settings.keys {
         Some(keys) => {
             let (id, secret) = (keys.id.clone(), keys.secret.reveal());
@@ -83,9 +135,13 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
                 reason: "the chain is empty".to_owned(),
             })?,
     };
+    let ahead = Ahead::new(chain);
+    let said = shared.region().cloned();
+    let first = said.clone().unwrap_or(Region::from_static(FIRST_REGION));
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
-        .region(region.clone())
-        .credentials_provider(Ahead::new(chain))
+        .region(first.clone())
+        .credentials_provider(ahead.clone())
+        .retry_classifier(Renewal(ahead))
         // `Ahead` is the cache.
         .identity_cache(IdentityCache::no_cache())
         .force_path_style(settings.path_style)
@@ -115,7 +171,22 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
     } else if let Some(endpoint) = shared.endpoint_url() {
         secure = endpoint.starts_with("https:");
     }
-    let config = config.build();
+    let region = match &settings.region {
+        Some(_) => first,
+        None => {
+            let asked = discovering(config.clone());
+            match (region_of(&asked, &settings.bucket).await, said) {
+                (Ok(Some(region)), _) => Region::new(region),
+                // It is asked there, and says what is wrong with that.
+                (_, Some(said)) => said,
+                // A store that is not Amazon's has no regions; the signature needs a name of one.
+                (Ok(None), None) if settings.endpoint.is_some() => first,
+                (Ok(None), None) => return Err(BucketError::NoRegion(settings.bucket.clone())),
+                (Err(error), None) => return Err(error),
+            }
+        }
+    };
+    let config = config.region(region.clone()).build();
     let pieces = config
         .to_builder()
         .retry_config(RetryConfig::disabled())

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
+use super::credentials::is_expired_code;
+
 /// A bucket could not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BucketError {
@@ -54,6 +56,15 @@ pub enum BucketError {
         code: String,
         /// What would cure it.
         advice: String,
+    },
+    /// The credentials have expired, whatever their date says.
+    #[error(
+        "S3 takes the credentials for {what} for expired, and new ones were not to be had: check \
+         this host's clock, and where its credentials come from"
+    )]
+    Expired {
+        /// The request.
+        what: String,
     },
     /// What was to be written has been changed by somebody else since it was read.
     #[error("{key} was changed by another writer meanwhile")]
@@ -126,7 +137,11 @@ impl BucketError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Slow { .. } | Self::Timeout { .. } | Self::Transport { .. }
+            Self::Slow { .. }
+                | Self::Timeout { .. }
+                | Self::Transport { .. }
+                // By then there are new ones.
+                | Self::Expired { .. }
         )
     }
 }
@@ -161,9 +176,7 @@ const OF_CREDENTIALS: &[&str] = &[
     "InvalidAccessKeyId",
     "NotSignedUp",
     "SignatureDoesNotMatch",
-    "ExpiredToken",
     "InvalidToken",
-    "TokenRefreshRequired",
     "AuthorizationHeaderMalformed",
     "RequestTimeTooSkewed",
 ];
@@ -191,11 +204,13 @@ impl Asker {
             && matches!(status, 301 | 307 | 400)
             && actual != self.region
         {
-            return Refusal::Error(BucketError::WrongRegion {
-                bucket: self.bucket.clone(),
-                asked: self.region.clone(),
-                actual: actual.to_owned(),
-            });
+            return self.wrong_region(actual);
+        }
+        if code == "AuthorizationHeaderMalformed"
+            && let Some(actual) = expected_region(&message)
+            && actual != self.region
+        {
+            return self.wrong_region(actual);
         }
         let error = match (status, code.as_str()) {
             (304, _) => return Refusal::Unchanged,
@@ -209,6 +224,7 @@ impl Asker {
             (501, _) | (_, "NotImplemented") => return Refusal::NotImplemented,
             (_, "NoSuchBucket") => BucketError::NoBucket(self.bucket.clone()),
             (404, _) => return Refusal::Absent,
+            (_, code) if is_expired_code(code) => BucketError::Expired { what },
             (_, code) if OF_CREDENTIALS.contains(&code) => BucketError::Denied {
                 what,
                 code: code.to_owned(),
@@ -229,6 +245,14 @@ impl Asker {
             },
         };
         Refusal::Error(error)
+    }
+
+    fn wrong_region(&self, actual: &str) -> Refusal {
+        Refusal::Error(BucketError::WrongRegion {
+            bucket: self.bucket.clone(),
+            asked: self.region.clone(),
+            actual: actual.to_owned(),
+        })
     }
 
     /// A request that never had an answer that could be read.
@@ -278,6 +302,12 @@ impl Asker {
             Refusal::NotImplemented => status(501, "NotImplemented"),
         }
     }
+}
+
+/// The region in `...; the region 'us-east-1' is wrong; expecting 'eu-west-1'`.
+fn expected_region(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once("expecting '")?;
+    Some(rest.split_once('\'')?.0)
 }
 
 /// The whole size in `bytes 0-9/100`, and in `bytes */100`.

@@ -89,6 +89,14 @@ impl Bucket {
         Ok(!listing.files.is_empty())
     }
 
+    /// Whether there is anything of a repository, be it a layer alone.
+    pub async fn exists(&self, of: &Repository) -> Result<bool, BucketError> {
+        // Its own folders begin with `_`; others are of repositories below it.
+        let after = Some(From::After("_"));
+        let listing = self.list(&layout::repository(of), Some(1), after).await?;
+        Ok(listing.folders.iter().any(|name| name.starts_with('_')))
+    }
+
     /// The paths of all keys in a folder, however deep; more than `limit` are an error.
     pub(super) async fn files(
         &self,

@@ -475,7 +475,7 @@ impl Blob {
                     Refusal::Conflict => Failure::Error(BucketError::Changed {
                         key: self.key.clone(),
                     }),
-                    refusal => match self.bucket.absence(&what, refusal) {
+                    refusal => match self.bucket.absence(&what, &self.key, refusal).await {
                         Ok(()) => Failure::Absent,
                         Err(error) => Failure::Error(error),
                     },
