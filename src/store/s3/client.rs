@@ -46,6 +46,8 @@ pub(super) struct Clients {
     pub(super) unsigned: bool,
     /// Where the requests go.
     pub(super) region: String,
+    /// By what they are signed.
+    pub(super) credentials: Ahead,
 }
 
 /// A single HTTP client for all requests, with rustls and ring.
@@ -83,9 +85,10 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
                 reason: "the chain is empty".to_owned(),
             })?,
     };
+    let credentials = Ahead::new(chain);
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
         .region(region.clone())
-        .credentials_provider(Ahead::new(chain))
+        .credentials_provider(credentials.clone())
         // `Ahead` is the cache.
         .identity_cache(IdentityCache::no_cache())
         .force_path_style(settings.path_style)
@@ -145,5 +148,6 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
         sending: Client::from_conf(sending),
         unsigned: secure,
         region: region.to_string(),
+        credentials,
     })
 }
