@@ -472,6 +472,45 @@ fn what_a_collection_that_died_has_announced_is_in_nobodys_way_for_long() {
     assert_pulled(&cloud, NAME, &blob);
 }
 
+#[cfg(debug_assertions)]
+#[test]
+fn a_collection_that_is_killed_leaves_nothing_wrong_and_is_ended_by_the_next() {
+    use registry_agent::failpoint::{Failpoint, VARIABLE};
+
+    for point in [Failpoint::CollectUnlinked, Failpoint::CollectSwept] {
+        let cloud = Cloud::start();
+        let mut agent = cloud.writer().start();
+        let (image, orphans) = (Image::small(1), [7, 8, 9].map(|seed| Blob::new(seed, KIB)));
+        agent.push(NAME, "v1", &image);
+        let kept = keys(&cloud);
+        for (orphan, name) in orphans.iter().zip([NAME, NAME, OTHER]) {
+            agent.push_blob(name, orphan);
+        }
+        age_all(&cloud);
+        let environment = [
+            ("AWS_ACCESS_KEY_ID", server::ACCESS_KEY),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ];
+        let dies = [(VARIABLE, point.name())];
+        agent.set_environment(&[&environment[..], &dies].concat());
+        let run = gc(&agent, &[]);
+        assert_eq!(run.code, None, "{point:?}: it was not killed: {}", run.said);
+        let left = keys(&cloud);
+        assert!(
+            left.iter().any(|key| key.contains("collecting-")),
+            "{left:?}"
+        );
+        assert!(kept.is_subset(&left), "{point:?}: {left:?}");
+        agent.set_environment(&environment);
+        // What it has announced counts for minutes, and is swept a day later.
+        age_all(&cloud);
+        collect(&agent);
+        assert_eq!(keys(&cloud), kept, "{point:?}");
+        cloud.reader().start().pull(NAME, "v1", &image);
+    }
+}
+
 #[test]
 fn a_reader_collects_nothing() {
     let cloud = Cloud::start();

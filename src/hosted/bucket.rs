@@ -80,11 +80,16 @@ impl InBucket {
         digest: &Digest,
     ) -> Result<(), BucketError> {
         let writer = self.open().await?;
-        writer.put_blob(path, digest).await?;
-        self.link(writer, of, digest).await
+        if !writer.put_blob(path, digest).await? {
+            return self.link(writer, of, digest).await;
+        }
+        // What has just come was linked by nobody.
+        writer.link_layer(of, digest).await?;
+        self.saw(of, digest);
+        Ok(())
     }
 
-    /// Links to a blob that is there, and stays.
+    /// Links to a blob that was there, and stays.
     async fn link(
         &self,
         writer: &Writer,

@@ -13,6 +13,8 @@
 //! What is not this writer's (`is_own`) loses no link, and what it has is needed. The memory that it
 //! takes is 36 bytes for each blob that is needed, and bounded by [`NEEDED`] and [`CANDIDATES`].
 
+mod keys;
+
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -20,13 +22,15 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::list::Object;
-use super::reuse::{is_collecting, is_unused};
+use super::reuse::is_unused;
 use super::{Bucket, BucketError, Fetched, Writer, layout};
 use crate::failpoint::failpoint;
 use crate::oci::{Algorithm, Digest, MANIFEST_LIMIT};
 use crate::store::Page;
 use crate::store::collect::{Collected, GRACE, LISTED, Reason, Total, named_in};
 use crate::store::layout::Repository;
+
+pub(super) use keys::{Keys, of_blob};
 
 /// The most blobs that may be needed.
 const NEEDED: usize = 8_000_000;
@@ -72,25 +76,21 @@ struct Marked {
     unnamed: Vec<Digest>,
     /// A manifest of it that can't be read.
     unreadable: Option<Digest>,
+    /// Keys by which a collection that has died announced something.
+    leftovers: Vec<String>,
 }
 
 struct Collection<'a> {
     writer: &'a Writer,
     is_own: &'a (dyn Fn(&Repository) -> bool + Sync),
     dry_run: bool,
-    /// What begins the names of its announcements' keys, or ends them.
+    /// What ends the names of the keys by which it announces what goes.
     name: u64,
     begun: SystemTime,
     needed: Digests,
+    /// Keys that say nothing any more.
+    leftovers: Vec<String>,
     collected: Collected,
-}
-
-/// The blob of a key below the folder of blobs of an algorithm, and the rest of the key.
-pub(super) fn of_blob(algorithm: Algorithm, name: &str) -> Option<(Digest, &str)> {
-    let mut parts = name.splitn(3, '/');
-    let (digits, hex, rest) = (parts.next()?, parts.next()?, parts.next()?);
-    let digest: Digest = format!("{}:{hex}", algorithm.as_str()).parse().ok()?;
-    hex.starts_with(digits).then_some((digest, rest))
 }
 
 /// The digest of a link's key below a folder of links.
@@ -179,6 +179,7 @@ impl Writer {
             name: fastrand::u64(..),
             begun: SystemTime::now(),
             needed: Digests::default(),
+            leftovers: Vec::new(),
             collected: Collected {
                 root,
                 ..Collected::default()
@@ -193,6 +194,7 @@ impl Writer {
         };
         collection.sweep_links(links).await?;
         collection.sweep_blobs(blobs).await?;
+        collection.sweep_leftovers().await?;
         if uploads.is_some_and(|found| found > 0) && !dry_run {
             self.stale_uploads(GRACE, false).await?;
         }
@@ -211,6 +213,11 @@ impl Collection<'_> {
             return Ok(());
         }
         Err(self.writer.too_many(of))
+    }
+
+    fn left(&mut self, leftovers: impl Iterator<Item = String>) {
+        let room = CANDIDATES - self.leftovers.len();
+        self.leftovers.extend(leftovers.take(room));
     }
 
     /// Reads all repositories; gives the links that go, by their repositories.
@@ -250,6 +257,7 @@ impl Collection<'_> {
                         self.need(&marked.of, &digest)?;
                     }
                 }
+                self.left(marked.leftovers.into_iter());
                 count += going.len();
                 if !going.is_empty() {
                     links.push((marked.of, going));
@@ -263,10 +271,13 @@ impl Collection<'_> {
     async fn unneeded(&mut self) -> Result<Vec<(Digest, u64)>, BucketError> {
         let mut unneeded = Vec::new();
         let (needed, more) = (&self.needed, &mut self.collected.more);
+        let leftovers = &mut self.leftovers;
         for algorithm in Algorithm::ALL {
             // Its keys stand together, and perhaps on two pages.
             let mut last: Option<Keys> = None;
             let mut end = |keys: Keys| {
+                let room = CANDIDATES - leftovers.len();
+                leftovers.extend(keys.leftovers().take(room));
                 if let Some(size) = keys.unused().filter(|_| !needed.has(&keys.digest)) {
                     if unneeded.len() < CANDIDATES {
                         unneeded.push((keys.digest, size));
@@ -305,24 +316,42 @@ impl Collection<'_> {
         &mut self,
         links: Vec<(Repository, Vec<Digest>)>,
     ) -> Result<(), BucketError> {
-        for (of, going) in links {
-            let gone = if self.dry_run {
-                going
-            } else {
-                let kept = self.unlink(&of, &going).await?;
-                let gone: HashSet<Digest> =
-                    going.into_iter().filter(|it| !kept.contains(it)).collect();
-                for digest in &kept {
-                    self.need(&of, digest)?;
+        let this = &*self;
+        let unlinking = links
+            .into_iter()
+            .map(async |(of, going): (Repository, Vec<Digest>)| {
+                let kept = if this.dry_run {
+                    HashSet::new()
+                } else {
+                    this.unlink(&of, &going).await?
+                };
+                Ok::<_, BucketError>((of, going, kept))
+            });
+        let unlinking = stream::iter(unlinking).buffered(AT_ONCE.0);
+        let unlinked: Vec<_> = unlinking.try_collect().await?;
+        for (of, going, kept) in unlinked {
+            for digest in going {
+                if kept.contains(&digest) {
+                    self.need(&of, &digest)?;
+                } else {
+                    let path = layout::layer_link(&of, &digest);
+                    self.collected.add(path, 0, Reason::Link);
                 }
-                gone.into_iter().collect()
-            };
-            for digest in gone {
-                self.collected
-                    .add(layout::layer_link(&of, &digest), 0, Reason::Link);
             }
         }
         Ok(())
+    }
+
+    async fn sweep_leftovers(&mut self) -> Result<(), BucketError> {
+        if self.dry_run {
+            return Ok(());
+        }
+        let (writer, leftovers) = (self.writer, std::mem::take(&mut self.leftovers));
+        let removing = leftovers
+            .into_iter()
+            .map(async |path: String| writer.remove(&path).await);
+        let removing = stream::iter(removing).buffer_unordered(REMOVALS);
+        removing.try_collect().await
     }
 
     /// Removes links of a repository; gives those that stay, since they were used by now.
@@ -397,76 +426,6 @@ impl Collection<'_> {
     }
 }
 
-impl Writer {
-    /// Removes a blob where `goes` says so of its keys, which are looked at when it is announced that
-    /// it goes; says whether it is gone. Where it is not known what became of the request, the
-    /// announcement stays until that is certain.
-    pub(super) async fn remove_if(
-        &self,
-        digest: &Digest,
-        name: u64,
-        goes: impl Fn(&Keys) -> bool,
-    ) -> Result<bool, BucketError> {
-        let announced = layout::collecting_blob(digest, name);
-        self.put_mark(&announced).await?;
-        let folder = layout::blob_folder(digest);
-        let mut keys = Keys::new(digest.clone());
-        for key in self.objects(&folder, None).await?.files {
-            keys.add(&key);
-        }
-        let gone = keys.data.is_some() && goes(&keys);
-        if gone {
-            self.remove_once(&layout::blob(digest)).await?;
-            failpoint!(CollectSwept);
-            for left in keys.others {
-                self.remove(&format!("{folder}{left}")).await?;
-            }
-        }
-        self.remove(&announced).await?;
-        Ok(gone)
-    }
-}
-
-/// The keys of a blob.
-pub(super) struct Keys {
-    digest: Digest,
-    /// Its bytes: how many, and when they were written.
-    pub(super) data: Option<(u64, Option<SystemTime>)>,
-    /// Whether it says that it was used again, and not long ago.
-    used: bool,
-    /// Other keys beside it, which go with it.
-    others: Vec<String>,
-}
-
-impl Keys {
-    fn new(digest: Digest) -> Self {
-        Self {
-            digest,
-            data: None,
-            used: false,
-            others: Vec::new(),
-        }
-    }
-
-    fn add(&mut self, key: &Object) {
-        if key.name == "data" {
-            self.data = Some((key.size, key.modified));
-        } else if key.name == layout::USED {
-            self.used |= !is_unused(key.modified);
-            self.others.push(key.name.clone());
-        } else if key.name.starts_with(layout::COLLECTING) && !is_collecting(key) {
-            // Of a collection that has died.
-            self.others.push(key.name.clone());
-        }
-    }
-
-    /// Its size, where nobody has written or used it for long.
-    fn unused(&self) -> Option<u64> {
-        let old = self.data.filter(|(_, modified)| is_unused(*modified));
-        old.filter(|_| !self.used).map(|(size, _)| size)
-    }
-}
-
 impl Bucket {
     /// Reads what a repository needs.
     async fn marked(&self, of: Repository, own: bool) -> Result<Marked, BucketError> {
@@ -474,6 +433,7 @@ impl Bucket {
             needed: self.revisions(&of, None).await?,
             unnamed: Vec::new(),
             unreadable: None,
+            leftovers: Vec::new(),
             of,
         };
         let revisions = marked.needed.clone();
@@ -497,6 +457,9 @@ impl Bucket {
         self.each_page(&folder, |keys| {
             for key in keys {
                 let Some(digest) = of_link(&key.name) else {
+                    if own && key.name.starts_with(layout::COLLECTING) && is_unused(key.modified) {
+                        marked.leftovers.push(format!("{folder}/{}", key.name));
+                    }
                     continue;
                 };
                 if collects && is_unused(key.modified) && !named.contains(&digest) {
