@@ -172,7 +172,8 @@ impl Hosted {
         let home = match (serving.role, &serving.storage) {
             // The only place where something is made that can write to a bucket.
             (Role::Writer, Storage::S3 { bucket, .. }) => {
-                Home::Bucket(Box::new(InBucket::new(bucket.as_ref().clone())))
+                let settings = bucket.as_ref().clone();
+                Home::Bucket(Box::new(InBucket::new(settings, room.clone())))
             }
             _ => Home::Disk,
         };
@@ -568,8 +569,22 @@ impl Hosted {
         }
     }
 
+    /// The size of a blob of a repository in the bucket, for a client that leaves out of its push what
+    /// is there.
+    pub async fn use_layer(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, HostedError> {
+        match &self.0.home {
+            Home::Bucket(bucket) => Ok(bucket.use_layer(of, digest).await?),
+            Home::Disk => Ok(None),
+        }
+    }
+
     /// Gives a repository a blob of another one that is hosted here, or, where none is named, of any;
-    /// says whether that could be done. Which repositories of a bucket have a blob is not known.
+    /// says whether that could be done. Which repositories of a bucket have a blob is known only of
+    /// those that this process was asked about.
     pub async fn mount(
         &self,
         of: &Repository,
@@ -577,7 +592,6 @@ impl Hosted {
         from: Option<&Repository>,
     ) -> Result<bool, HostedError> {
         if let Home::Bucket(bucket) = &self.0.home {
-            let Some(from) = from else { return Ok(false) };
             let mounted = bucket.mount(of, digest, from).await?;
             if mounted {
                 self.0.room.mounted(of, digest).await;

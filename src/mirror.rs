@@ -409,17 +409,20 @@ impl Mirror {
         });
     }
 
-    /// The size of a blob as a bucket has it now: who pushes leaves out what is said to be there.
-    /// Where the bucket can't be asked, it is what is cached.
-    pub async fn blob_size_now(
+    /// Where a client gets a blob from its bucket itself, where it is to be sent there; `None` where
+    /// it is to be served: what is on this disk costs S3 nothing.
+    pub async fn elsewhere(
         &self,
         source: &Source,
         digest: &Digest,
-    ) -> Result<Option<u64>, MirrorError> {
-        match self.ask_for_blob(source, digest).await {
-            Err(MirrorError::Unavailable(_)) => self.blob_size(source, digest).await,
-            asked => asked,
+    ) -> Result<Option<String>, MirrorError> {
+        if !source.upstream.redirects() || self.0.store.blob(digest).await?.is_some() {
+            return Ok(None);
         }
+        self.0.metrics.blob_misses.inc();
+        self.ask_for_blob(source, digest).await?;
+        let url = source.upstream.presigned(digest).await;
+        url.map_err(MirrorError::Unavailable)
     }
 
     async fn ask_for_blob(

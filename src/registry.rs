@@ -36,10 +36,10 @@ use route::{Route, RouteError};
 use crate::config::Settings;
 use crate::health::HealthWatch;
 use crate::hosted::users::Gate;
-use crate::hosted::{self, Hosted, Payload};
+use crate::hosted::{self, Hosted, HostedError, Payload};
 use crate::metrics::{Metrics, RequestLabels};
 use crate::mirror::{Mirror, MirrorError, Source};
-use crate::oci::{ErrorBody, ErrorCode, Name};
+use crate::oci::{Digest, ErrorBody, ErrorCode, Name};
 use crate::store::layout::Repository;
 
 /// Characters of a request's target that are logged: no name and digest of ours has more.
@@ -419,8 +419,8 @@ impl Registry {
             Route::Base => Ok(json_answer(Bytes::from_static(b"{}"))),
             Route::Blob { name, ns, digest } => {
                 let source = self.source(of, name, ns.as_deref())?;
-                if is_now {
-                    let size = self.mirror.blob_size_now(&source, digest).await?;
+                if let Some(of) = of.filter(|_| is_now) {
+                    let size = self.size_to_push(of, &source, digest).await?;
                     return Ok(blob::about_size(request, digest, size));
                 }
                 blob::answer(&self.mirror, request, &source, digest, outbox).await
@@ -456,6 +456,22 @@ impl Registry {
             Route::Catalog { page } => list::catalog(&self.mirror, page).await,
             Route::Token { scopes } => token::get(&self.gate, request, scopes, settings).await,
             Route::Upload { name, .. } => Err(not_hosted(settings, request.method(), Some(name))),
+        }
+    }
+
+    /// The size of a blob as a writer's bucket has it now: who pushes leaves out what is said to be
+    /// there. Where the bucket can't be asked, it is what is cached.
+    async fn size_to_push(
+        &self,
+        of: &Repository,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Refusal> {
+        match self.hosted.use_layer(of, digest).await {
+            Ok(Some(size)) => Ok(Some(size)),
+            Ok(None) => Err(HostedError::BlobUnknown(of.clone(), digest.clone()).into()),
+            Err(HostedError::Bucket(_)) => Ok(self.mirror.blob_size(source, digest).await?),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -479,6 +479,7 @@ async fn uploads_that_nobody_ended_are_aborted_by_their_age() {
         prefix: "registry".to_owned(),
         endpoint: Some(store.url().parse().unwrap()),
         path_style: true,
+        redirect: false,
         storage_class: None,
         encryption: None,
         keys: Some(AccessKeys {
@@ -487,7 +488,7 @@ async fn uploads_that_nobody_ended_are_aborted_by_their_age() {
         }),
     };
     let writer = Writer::open(&settings, Limits::default()).await.unwrap();
-    assert_eq!(writer.abort_stale_uploads(HOUR).await.unwrap(), 2);
+    assert_eq!(writer.stale_uploads(HOUR, false).await.unwrap(), 2);
     let asked = store.asked();
     let aborted = asked.iter().filter(|it| it.method == "DELETE");
     let aborted: Vec<&str> = aborted

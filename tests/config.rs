@@ -177,6 +177,7 @@ fn shown_bucket(serving: &Serving) -> Value {
         "prefix": bucket.prefix,
         "endpoint": bucket.endpoint.as_ref().map(Url::as_str),
         "path_style": bucket.path_style,
+        "redirect": bucket.redirect,
         "storage_class": bucket.storage_class,
         "encryption": encryption,
         "access_key": bucket.keys.as_ref().map(|keys| &keys.id),

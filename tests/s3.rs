@@ -37,6 +37,7 @@ fn settings(s3: &S3) -> S3Settings {
         prefix: "/registry/".to_owned(),
         endpoint: Some(format!("http://{}", s3.address).parse().unwrap()),
         path_style: true,
+        redirect: false,
         storage_class: None,
         encryption: None,
         keys: Some(AccessKeys {

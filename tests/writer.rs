@@ -189,8 +189,6 @@ fn a_blob_is_mounted_from_a_repository_that_has_it() {
         agent.request("POST", &target).body(b"").send().status
     };
     assert_eq!(mount("&from=third/app"), 202);
-    // Which repository has it is not known of a bucket.
-    assert_eq!(mount(""), 202);
     assert_eq!(agent.get(&blobs(&blob.digest)).status, 404);
     assert_eq!(mount("&from=other/app"), 201);
     cloud.s3.front.take();
@@ -198,6 +196,31 @@ fn a_blob_is_mounted_from_a_repository_that_has_it() {
     assert_eq!(cloud.s3.front.take().get("GET"), None);
     let reader = cloud.reader().start();
     reader.get(&blobs(&blob.digest)).assert_is(&blob.bytes);
+}
+
+#[test]
+fn a_blob_is_mounted_from_a_repository_that_was_seen_to_have_it() {
+    let cloud = Cloud::start();
+    let (agent, other) = (cloud.writer().start(), cloud.writer().start());
+    let blob = Blob::new(1, KIB);
+    agent.push_blob("other/app", &blob);
+    let mount = |agent: &Agent, to: &str| {
+        let target = format!("/v2/{to}/blobs/uploads/?mount={}", blob.digest);
+        agent.request("POST", &target).body(b"").send().status
+    };
+    // Of a bucket it can't be asked who has it.
+    assert_eq!(mount(&other, NAME), 202);
+    assert_eq!(mount(&agent, NAME), 201);
+    let reader = cloud.reader().start();
+    reader.get(&blobs(&blob.digest)).assert_is(&blob.bytes);
+    assert_eq!(other.head(&blobs(&blob.digest)).status, 200);
+    assert_eq!(mount(&other, "third/app"), 201);
+    // What was seen may have changed since.
+    for name in ["other/app", NAME, "third/app"] {
+        let target = format!("/v2/{name}/blobs/{}", blob.digest);
+        assert_eq!(delete(&agent, &target).status, 202);
+    }
+    assert_eq!(mount(&agent, "fourth/app"), 202);
 }
 
 #[test]
@@ -387,6 +410,68 @@ fn referrers_are_listed_until_they_are_deleted() {
     );
     for agent in [&agent, &reader] {
         assert!(listed(agent, "").is_empty());
+    }
+}
+
+#[test]
+fn what_old_clients_list_under_a_tag_is_listed_beside_what_says_its_subject() {
+    let cloud = Cloud::start();
+    let (agent, image) = (cloud.writer().start(), Image::small(1));
+    agent.push(NAME, "v1", &image);
+    let config = Blob::of("{}".to_owned());
+    agent.push_blob(NAME, &config);
+    let about = |kind: &str, says_so: bool| {
+        let empty = "application/vnd.oci.empty.v1+json";
+        let mut document = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "artifactType": kind,
+            "config": {"mediaType": empty, "digest": config.digest, "size": config.len()},
+        });
+        if says_so {
+            document["subject"] = json!({
+                "mediaType": image.manifest.media_type, "digest": image.digest(),
+                "size": image.manifest.blob.len(),
+            });
+        }
+        Manifest::new(OCI_MANIFEST, &document)
+    };
+    let (new, old, gone) = (
+        about("a/new", true),
+        about("a/old", false),
+        about("a/gone", false),
+    );
+    for manifest in [&new, &old, &gone] {
+        let put = agent.push_manifest(NAME, manifest.digest(), manifest);
+        assert_eq!(put.status, 201, "{put:?}");
+    }
+    let descriptor = |manifest: &Manifest, kind: &str| {
+        json!({
+            "mediaType": OCI_MANIFEST, "digest": manifest.digest(), "size": manifest.blob.len(),
+            "artifactType": kind,
+        })
+    };
+    // It lists what says so itself as well.
+    let list = [
+        descriptor(&new, "a/new"),
+        descriptor(&old, "a/old"),
+        descriptor(&gone, "a/gone"),
+    ];
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let document = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": list});
+    let index = Manifest::new(media_type, &document);
+    let tag = image.digest().replace(':', "-");
+    assert_eq!(agent.push_manifest(NAME, &tag, &index).status, 201);
+    assert_eq!(delete(&agent, &manifests(gone.digest())).status, 202);
+    let mut wanted = [new.digest(), old.digest()];
+    wanted.sort_unstable();
+    let reader = cloud.reader().start();
+    for agent in [&agent, &reader] {
+        let target = format!("/v2/{NAME}/referrers/{}", image.digest());
+        let list = agent.get(&target).json();
+        let digests = list["manifests"].as_array().unwrap().iter();
+        let digests: Vec<_> = digests.map(|it| it["digest"].as_str().unwrap()).collect();
+        assert_eq!(digests, wanted);
+        let of_type = agent.get(&format!("{target}?artifactType=a/old")).json();
+        assert_eq!(of_type["manifests"].as_array().unwrap().len(), 1);
     }
 }
 

@@ -10,16 +10,18 @@ use indicatif::{DecimalBytes, HumanCount};
 
 use super::{fail, in_runtime};
 use crate::admin::client;
-use crate::config::{self, Serving, Sources, Storage};
+use crate::config::{self, Role, S3Settings, Serving, Sources, Storage};
 use crate::hosted::Hosted;
 use crate::store::collect::{Collected, Total};
-use crate::store::layout;
+use crate::store::layout::{self, Repository};
+use crate::store::s3::{Limits, Writer};
 use crate::store::upload::UploadId;
 use crate::store::{Store, StoreError};
 
-/// Removes what nobody needs, or says what that is: by the agent that serves the storage, which
-/// knows what is in use, or in this process where none does. Exit code 0: done; 1: it can't be, or
-/// a manifest can't be read, and its repository was left alone; 2: the configuration.
+/// Removes what nobody needs, or says what that is. On a disk the agent does it that serves the
+/// storage, which knows what is in use, or this process where none does; in a bucket, what is in use
+/// is written there, and this process does it. Exit code 0: done; 1: it can't be, or a manifest can't
+/// be read, and its repository was left alone; 2: the configuration.
 pub(super) fn gc(sources: &Sources, dry_run: bool) -> ExitCode {
     let settings = match config::load(sources) {
         Ok(loaded) => loaded.settings,
@@ -28,24 +30,42 @@ pub(super) fn gc(sources: &Sources, dry_run: bool) -> ExitCode {
     let Some(serving) = &settings.serving else {
         return fail(&"a client stores nothing: there is nothing to remove", 2);
     };
-    let Storage::Filesystem { root } = &serving.storage else {
-        return fail(
-            &"this version collects what is on a disk (`storage.filesystem`), and nothing in a bucket",
-            2,
-        );
-    };
+    if serving.role == Role::Reader {
+        let message = "a reader may not change its bucket: run `gc` where the role is writer";
+        return fail(&message, 2);
+    }
     let admin = client::address(settings.admin.clone(), sources);
     in_runtime(async {
-        let collected = match alone(root, serving, dry_run).await {
-            Ok(Some(collected)) => Ok(collected),
-            Ok(None) => beside(root, &admin, dry_run).await,
-            Err(error) => Err(error),
+        let collected = match &serving.storage {
+            Storage::S3 { bucket, .. } => in_bucket(bucket, serving, dry_run).await,
+            Storage::Filesystem { root } => match alone(root, serving, dry_run).await {
+                Ok(Some(collected)) => Ok(collected),
+                Ok(None) => beside(root, &admin, dry_run).await,
+                Err(error) => Err(error),
+            },
         };
         match collected {
             Ok(collected) => report(&collected, dry_run),
             Err(error) => fail(&error, 1),
         }
     })
+}
+
+/// Collects in a bucket, whoever else writes there.
+async fn in_bucket(
+    bucket: &S3Settings,
+    serving: &Serving,
+    dry_run: bool,
+) -> Result<Collected, String> {
+    let writer = Writer::open(bucket, Limits::default()).await;
+    let writer = writer.map_err(|error| error.to_string())?;
+    let hosted = &serving.hosted;
+    // What another writer takes pushes for is that one's to collect.
+    let is_own = |of: &Repository| {
+        hosted.names.matches(of.as_str()) && Hosted::check_push(hosted, of).is_ok()
+    };
+    let collected = Box::pin(writer.collect(&is_own, dry_run)).await;
+    collected.map_err(|error| error.to_string())
 }
 
 /// Collects in this process, unless an agent serves the root.
@@ -100,6 +120,14 @@ fn report(collected: &Collected, dry_run: bool) -> ExitCode {
         let _ = writeln!(out, "and {} more", HumanCount(more));
     }
     let _ = writeln!(out, "{}", Sentence(collected, dry_run));
+    if collected.uploads_unknown {
+        let message = "this store does not say which uploads are unfinished: have it abort those \
+                       that are older than a day";
+        let _ = writeln!(io::stderr(), "{message}");
+    }
+    if collected.more {
+        let _ = writeln!(out, "there is more than one run removes: run it again");
+    }
     for unreadable in &collected.unreadable {
         let error = format!(
             "{unreadable} can't be read, so nothing of its repository was removed: \

@@ -423,8 +423,27 @@ impl Translation<'_> {
         storage.is_some_and(|storage| storage.get("s3").is_some())
     }
 
+    /// Whether what is served is in a bucket, and not an upstream's.
+    fn is_read_from_bucket(&self) -> bool {
+        self.has_bucket() && self.said.members().get("proxy").is_none()
+    }
+
+    /// distribution sends its clients to S3 unless it is told not to.
+    fn redirect(&mut self, file: &Place) {
+        let disable = "storage.redirect.disable";
+        if !self.is_read_from_bucket() || self.is_true(disable) {
+            return;
+        }
+        let message = "is not true: clients get blobs from S3 itself, as from registry:2, and not \
+                       from this host's disk";
+        self.warnings.push(Remark::new(file, disable, message));
+        let from = KeyPath::of("storage.s3.bucket");
+        self.set(&["storage", "s3", "redirect"], true.into(), &from);
+    }
+
     /// What distribution does where its file says nothing, and what we do differently there.
     fn defaults(&mut self, file: &Place, sources: &Sources) {
+        self.redirect(file);
         if !self.has("version") {
             let message = "is missing: taken as 0.1, the only one there is";
             self.warnings.push(Remark::new(file, "version", message));

@@ -255,6 +255,9 @@ pub(super) struct S3Fragment {
     pub endpoint: Option<String>,
     /// Whether the bucket stands in the path, and not before the host's name. Default: false.
     pub path_style: Option<bool>,
+    /// Whether clients are sent to S3 itself, by URLs that are good for 20 minutes, for the blobs that
+    /// this host does not have on its disk: then they have to reach it. Default: false.
+    pub redirect: Option<bool>,
     /// The storage class of what is written. Default: STANDARD.
     #[schemars(example = &"INTELLIGENT_TIERING")]
     pub storage_class: Option<String>,

@@ -1,7 +1,7 @@
 //! The configuration's JSON Schema, and the walk of a document against it.
 //!
 //! The walk knows the part of JSON Schema that our own types generate. A validator for all of it
-//! is seventy crates, and says less: not what was meant, nor that a key comes in a later version.
+//! is seventy crates, and says less: not what was meant.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
@@ -11,10 +11,6 @@ use super::fragment::Fragment;
 
 /// What cloud-init writes where a template variable had no value.
 const UNRENDERED: &str = "CI_MISSING_JINJA_VAR";
-
-/// Keys of the configuration's contract that this version does not act on. To take them in silence
-/// would be to promise what is not done (a `fleet` that nobody joins).
-const NOT_YET: &[(&str, &str)] = &[("storage.s3.redirect", "send clients to S3 itself")];
 
 /// The JSON Schema (draft 2020-12) of a configuration file, for editors. The loader itself checks
 /// every file and variable against it.
@@ -164,15 +160,6 @@ impl<'a> Walk<'a> {
     }
 
     fn unknown(&mut self, schema: &Value, key: &str, path: &KeyPath) -> Option<Value> {
-        if let Some((_, feature)) = NOT_YET
-            .iter()
-            .find(|(later, _)| *path == KeyPath::of(later))
-        {
-            return self.refuse(
-                path,
-                format!("this version does not {feature} yet: remove the key"),
-            );
-        }
         let allowed: Vec<&str> = schema["properties"]
             .as_object()
             .into_iter()

@@ -310,6 +310,8 @@ pub struct S3Settings {
     pub endpoint: Option<Url>,
     /// Whether the bucket stands in the path, and not before the host's name.
     pub path_style: bool,
+    /// Whether clients get the blobs that are not on this host's disk from S3 itself.
+    pub redirect: bool,
     /// The storage class of what is written (`STANDARD_IA`); `None`: the bucket's own.
     pub storage_class: Option<String>,
     /// How what is written is encrypted; `None`: as the bucket says.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
 use super::{Hosted, HostedError};
@@ -13,30 +14,62 @@ use crate::config::{HostedSettings, S3Settings};
 use crate::mirror::Mirror;
 use crate::oci::{Digest, Manifest, Reference, Subject, Tag};
 use crate::store::layout::Repository;
-use crate::store::s3::{BucketError, Limits, TagLink, Writer};
+use crate::store::s3::{Bucket, BucketError, Limits, TagLink, Writer};
 use crate::store::upload::UPLOAD_STALE;
 
 /// Small requests that one push has under way at the same time.
 const AT_ONCE: usize = 32;
+/// Blobs of which it is remembered whose they are, and links that were renewed.
+const REMEMBERED: usize = 16 * 1024;
 
 /// A bucket that this agent writes.
 pub(super) struct InBucket {
     settings: S3Settings,
+    /// Whose pulls are answered from the same bucket.
+    mirror: Mirror,
     /// Opened by the first push, so that an agent starts without S3.
     opened: OnceCell<Writer>,
+    /// A repository that was seen to have a blob, for who asks for one without knowing whose it is.
+    seen: Cache<Digest, Repository>,
+    /// Links that were old, and that clients were told of: a `gc` which had decided before that they
+    /// go may have taken them since.
+    renewed: Cache<(Repository, Digest), ()>,
+}
+
+/// What a manifest that is pushed refers to.
+struct Referred {
+    /// What its repository does not have.
+    lacking: Vec<Digest>,
+    /// Blobs whose links may just be being removed.
+    unsure: Vec<Digest>,
 }
 
 impl InBucket {
-    pub(super) fn new(settings: S3Settings) -> Self {
+    pub(super) fn new(settings: S3Settings, mirror: Mirror) -> Self {
         Self {
             settings,
+            mirror,
             opened: OnceCell::new(),
+            seen: Cache::new(REMEMBERED),
+            renewed: Cache::new(REMEMBERED),
         }
     }
 
+    /// The bucket, by the connections and in the memory that pulls have as well.
     pub(super) async fn open(&self) -> Result<&Writer, BucketError> {
-        let open = || Box::pin(Writer::open(&self.settings, Limits::default()));
-        self.opened.get_or_try_init(open).await
+        let open = async || {
+            let bucket = match self.mirror.opened_bucket(&self.settings).await {
+                Some(bucket) => bucket?,
+                // Another one is pulled from since the last reload, which a push does not follow.
+                None => Bucket::open(&self.settings, Limits::default()).await?,
+            };
+            Ok(Writer::over(bucket, &self.settings))
+        };
+        self.opened.get_or_try_init(|| Box::pin(open())).await
+    }
+
+    fn saw(&self, of: &Repository, digest: &Digest) {
+        self.seen.insert(digest.clone(), of.clone());
     }
 
     /// Brings a file whose bytes are those of `digest` to the bucket as a blob of a repository.
@@ -47,50 +80,123 @@ impl InBucket {
         digest: &Digest,
     ) -> Result<(), BucketError> {
         let writer = self.open().await?;
-        writer.put_blob(path, digest).await?;
-        writer.link_layer(of, digest).await
+        if !writer.put_blob(path, digest).await? {
+            return self.link(writer, of, digest).await;
+        }
+        // What has just come was linked by nobody.
+        writer.link_layer(of, digest).await?;
+        self.saw(of, digest);
+        Ok(())
     }
 
-    /// Gives a repository a blob of another one; says whether that one has it.
+    /// Links to a blob that was there, and stays.
+    async fn link(
+        &self,
+        writer: &Writer,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<(), BucketError> {
+        if writer.has_old_link(of, digest).await? {
+            self.renewed.insert((of.clone(), digest.clone()), ());
+        }
+        writer.link_layer(of, digest).await?;
+        self.saw(of, digest);
+        Ok(())
+    }
+
+    /// Gives a repository a blob of another one, or, where none is named, of one that was seen to
+    /// have it; says whether that one has it.
     pub(super) async fn mount(
         &self,
         of: &Repository,
         digest: &Digest,
-        from: &Repository,
+        from: Option<&Repository>,
     ) -> Result<bool, BucketError> {
+        // Which repositories have a blob can't be asked of a bucket.
+        let Some(from) = from.cloned().or_else(|| self.seen.get(digest)) else {
+            return Ok(false);
+        };
         let writer = self.open().await?;
-        if !has_blob(writer, from, digest).await? {
+        let linked = writer.has_link(&from, digest);
+        let (linked, size) = tokio::try_join!(linked, writer.use_any(digest))?;
+        if !linked || size.is_none() {
             return Ok(false);
         }
-        writer.link_layer(of, digest).await?;
+        self.link(writer, of, digest).await?;
         Ok(true)
     }
 
-    /// What of that which a manifest refers to its repository does not have.
-    pub(super) async fn lacks(
+    /// The size of a blob of a repository, for a client that leaves out of its push what is there:
+    /// that stays for as long as it may take to push the manifest.
+    pub(super) async fn use_layer(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, BucketError> {
+        let Some(used) = self.open().await?.use_layer(of, digest).await? else {
+            return Ok(None);
+        };
+        self.saw(of, digest);
+        if used.renewed {
+            self.renewed.insert((of.clone(), digest.clone()), ());
+        }
+        Ok(Some(used.size))
+    }
+
+    /// Looks for a blob that a manifest refers to; `None` where its repository does not have it, and
+    /// whether its link may just be being removed.
+    async fn look_for(
+        &self,
+        of: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<bool>, BucketError> {
+        let writer = self.open().await?;
+        if let Some(used) = writer.use_layer(of, digest).await? {
+            return Ok(Some(used.renewed));
+        }
+        // Its client was told that it is there.
+        if self.renewed.get(&(of.clone(), digest.clone())).is_none()
+            || writer.use_any(digest).await?.is_none()
+        {
+            return Ok(None);
+        }
+        writer.link_layer(of, digest).await?;
+        Ok(Some(true))
+    }
+
+    /// Looks for what a manifest refers to.
+    async fn referred(
         &self,
         of: &Repository,
         blobs: Vec<Digest>,
         manifests: Vec<Digest>,
-    ) -> Result<Vec<Digest>, BucketError> {
+    ) -> Result<Referred, BucketError> {
         let writer = self.open().await?;
+        // Before the links are looked at: who begins to remove some later sees that they were used.
+        let collecting = writer.is_collecting(of).await?;
         let blobs = blobs.into_iter().map(|digest| (digest, true));
         let manifests = manifests.into_iter().map(|digest| (digest, false));
         let looks = blobs
             .chain(manifests)
             .map(async |(digest, is_blob): (Digest, bool)| {
-                let there = if is_blob {
-                    has_blob(writer, of, &digest).await?
+                let found = if is_blob {
+                    let unsure = self.look_for(of, &digest).await?;
+                    unsure.map(|unsure| unsure || collecting)
                 } else {
-                    writer.has_revision(of, &digest).await?
+                    writer.has_revision(of, &digest).await?.then_some(false)
                 };
-                Ok((!there).then_some(digest))
+                Ok::<_, BucketError>((digest, found))
             });
-        let lacking = stream::iter(looks).buffered(AT_ONCE);
-        lacking
-            .try_filter_map(async |digest| Ok(digest))
-            .try_collect()
-            .await
+        let mut looks = stream::iter(looks).buffered(AT_ONCE);
+        let (mut lacking, mut unsure) = (Vec::new(), Vec::new());
+        while let Some((digest, found)) = looks.try_next().await? {
+            match found {
+                None => lacking.push(digest),
+                Some(true) => unsure.push(digest),
+                Some(false) => {}
+            }
+        }
+        Ok(Referred { lacking, unsure })
     }
 
     /// What tags are now, so that they are moved only from there.
@@ -110,15 +216,9 @@ impl InBucket {
 
     /// Aborts what was begun to be sent, and given up by this process or another.
     pub(super) async fn abort_stale_uploads(&self) -> Result<usize, BucketError> {
-        self.open().await?.abort_stale_uploads(UPLOAD_STALE).await
+        let writer = self.open().await?;
+        writer.stale_uploads(UPLOAD_STALE, false).await
     }
-}
-
-/// Whether a repository has a blob, and its bytes are there.
-async fn has_blob(writer: &Writer, of: &Repository, digest: &Digest) -> Result<bool, BucketError> {
-    let linked = writer.has_link(of, digest);
-    let (linked, size) = tokio::try_join!(linked, writer.blob_size(digest))?;
-    Ok(linked && size.is_some())
 }
 
 /// A bucket, and the cache in front of it.
@@ -143,12 +243,18 @@ impl Pushing<'_> {
             let now = version.as_ref().map(|link| &link.digest);
             Hosted::check_immutable(settings, of, tag, now, Some(&manifest.digest))?;
         }
-        let lacking = self.bucket.lacks(of, blobs, manifests).await?;
-        if !lacking.is_empty() {
-            return Err(HostedError::Lacks(of.clone(), lacking));
+        let referred = self.bucket.referred(of, blobs, manifests).await?;
+        if !referred.lacking.is_empty() {
+            return Err(HostedError::Lacks(of.clone(), referred.lacking));
         }
         let writer = self.bucket.open().await?;
         writer.put_manifest(of, manifest).await?;
+        // A `gc` that goes on looks for new manifests when it has removed links: either it has seen
+        // this one, or what it has removed is linked here.
+        let unsure = referred.unsure.into_iter();
+        let linked = unsure.map(async |digest: Digest| writer.link_layer(of, &digest).await);
+        let linked = stream::iter(linked).buffer_unordered(AT_ONCE);
+        linked.try_collect::<()>().await?;
         if let Some(subject) = Subject::of(manifest) {
             let (subject, descriptor) = (subject.digest, subject.descriptor);
             writer
@@ -225,6 +331,7 @@ impl Pushing<'_> {
         if !writer.has_link(of, digest).await? {
             return Ok(false);
         }
+        self.bucket.renewed.remove(&(of.clone(), digest.clone()));
         writer.remove_layer(of, digest).await?;
         self.cache.removed_blob(of, digest).await?;
         Ok(true)

@@ -7,9 +7,10 @@ use std::time::Instant;
 use quick_cache::sync::Cache;
 
 use super::{Mirror, Source};
-use crate::config::Role;
+use crate::config::{Role, S3Settings};
 use crate::oci::{Digest, Manifest, Reference, Tag};
 use crate::store::layout::Repository;
+use crate::store::s3::{Bucket, BucketError};
 use crate::store::{StoreError, upload};
 
 /// Changes that are remembered: more than there are downloads that began before any of them.
@@ -57,6 +58,15 @@ impl Mirror {
             stored: of.clone(),
             upstream: bucket,
         })
+    }
+
+    /// The bucket that pulls are answered from, where it is this one.
+    pub async fn opened_bucket(
+        &self,
+        settings: &S3Settings,
+    ) -> Option<Result<Bucket, BucketError>> {
+        let upstream = self.bucket().filter(|it| it.is_the_bucket(settings))?;
+        upstream.opened_bucket().await
     }
 
     /// Keeps what an answer has brought, unless that was changed here after it was `asked` for.

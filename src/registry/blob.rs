@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
-    IF_RANGE, RANGE,
+    IF_RANGE, LOCATION, RANGE,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 
@@ -25,8 +25,27 @@ pub(super) async fn answer(
         let size = mirror.blob_size(source, digest).await?;
         return Ok(about_size(request, digest, size));
     }
+    // A HEAD is answered here, as its answer is known here.
+    if let Some(url) = mirror.elsewhere(source, digest).await? {
+        return redirect(digest, &url);
+    }
     let content = mirror.blob(source, digest).await?;
     respond(request, digest, content, outbox).await
+}
+
+/// The answer that a blob is to be fetched from there, now and only now.
+fn redirect(digest: &Digest, url: &str) -> Result<Response<Body>, Refusal> {
+    let Ok(url) = HeaderValue::from_str(url) else {
+        let message = "this registry can't say where the blob is";
+        return Err(Refusal::new(ErrorCode::Unavailable, message));
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, url);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    insert(headers, CONTENT_DIGEST, digest.to_string());
+    Ok(response)
 }
 
 /// Whether a request is answered without any of a blob's bytes.

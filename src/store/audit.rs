@@ -268,7 +268,7 @@ enum Hashing {
 }
 
 impl Summary {
-    fn count(&mut self, event: &Event) {
+    pub(super) fn count(&mut self, event: &Event) {
         if let Event::Fault(fault) = event {
             self.faults += 1;
             self.repaired += u64::from(fault.repaired);

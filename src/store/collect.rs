@@ -36,7 +36,7 @@ pub const GRACE: Duration = Duration::from_hours(24);
 /// How long what was set aside stays, for people to take it back.
 pub const ASIDE: Duration = Duration::from_hours(30 * 24);
 /// Of so many things it is said what they are; of more, how many.
-const LISTED: usize = 10_000;
+pub(super) const LISTED: usize = 10_000;
 
 /// So many, of so many bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +100,12 @@ pub struct Collected {
     pub listed: Vec<Item>,
     /// Hosted repositories of which nothing goes, with the manifest that can't be read.
     pub unreadable: Vec<String>,
+    /// Whether it can't be known which uploads were given up: the store does not list them.
+    #[serde(default)]
+    pub uploads_unknown: bool,
+    /// Whether more goes than one run removes.
+    #[serde(default)]
+    pub more: bool,
 }
 
 impl Collected {
@@ -109,7 +115,7 @@ impl Collected {
         all.iter().map(|total| total.count).sum()
     }
 
-    fn add(&mut self, path: String, bytes: u64, reason: Reason) {
+    pub(super) fn add(&mut self, path: String, bytes: u64, reason: Reason) {
         let total = match reason {
             Reason::Blob => &mut self.blobs,
             Reason::Link => &mut self.links,
@@ -165,20 +171,23 @@ impl Filesystem {
         let Some(manifest) = self.manifest(of, manifest)? else {
             return Ok(None);
         };
-        let Ok(document) = serde_json::from_slice(&manifest.bytes) else {
-            return Ok(None);
-        };
-        let (mut named, mut pending) = (Vec::new(), vec![&document]);
-        while let Some(value) = pending.pop() {
-            match value {
-                Value::String(text) => named.extend(text.parse::<Digest>()),
-                Value::Array(items) => pending.extend(items),
-                Value::Object(fields) => pending.extend(fields.values()),
-                _ => {}
-            }
-        }
-        Ok(Some(named))
+        Ok(named_in(&manifest.bytes))
     }
+}
+
+/// What a manifest names, by whatever field; `None` where it is no JSON.
+pub(super) fn named_in(manifest: &[u8]) -> Option<Vec<Digest>> {
+    let document = serde_json::from_slice(manifest).ok()?;
+    let (mut named, mut pending) = (Vec::new(), vec![&document]);
+    while let Some(value) = pending.pop() {
+        match value {
+            Value::String(text) => named.extend(text.parse::<Digest>()),
+            Value::Array(items) => pending.extend(items),
+            Value::Object(fields) => pending.extend(fields.values()),
+            _ => {}
+        }
+    }
+    Some(named)
 }
 
 impl Collection<'_> {

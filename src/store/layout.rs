@@ -8,7 +8,10 @@
 //! ```text
 //! docker/registry/v2/
 //!   blobs/<alg>/<hh>/<hex>/data                       hh: the first two hex digits
+//!   blobs/<alg>/<hh>/<hex>/used                       S3: says that it was used again
+//!   blobs/<alg>/<hh>/<hex>/collecting-<random>        S3: says that a gc is removing it
 //!   repositories/<repository>/_layers/<alg>/<hex>/link
+//!   repositories/<repository>/_layers/collecting-<random>   S3: says that a gc is removing links
 //!   repositories/<repository>/_manifests/revisions/<alg>/<hex>/link
 //!   repositories/<repository>/_manifests/tags/<tag>/current/link
 //!   repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
@@ -30,7 +33,8 @@
 //!
 //! A `link` holds a bare digest, without a newline. distribution passes over every folder of a
 //! repository whose name begins with `_` and which it does not know, as it does over what is in
-//! `_referrers`, whose files hold a referrer's descriptor each.
+//! `_referrers`, whose files hold a referrer's descriptor each, and over each name beside `data` and
+//! `link` (`blobstore.go`, `linkedblobstore.go`: `Enumerate`).
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -252,6 +256,36 @@ pub fn probe(random: u64) -> String {
 /// The name of the folder that a repository with manifests has.
 pub const MANIFESTS: &str = "_manifests";
 
+/// The name of the folder that a repository with links to blobs has.
+pub const LAYERS: &str = "_layers";
+
+/// The folder of a blob of a bucket, with a `/` at its end: of its bytes, and of what says that they
+/// were used again, or are being removed.
+pub fn blob_folder(digest: &Digest) -> String {
+    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+    format!("{V2}/blobs/{algorithm}/{}/{hex}/", &hex[..2])
+}
+
+/// Says that a blob of a bucket was used again, which its own time does not.
+pub fn used(digest: &Digest) -> String {
+    format!("{}{USED}", blob_folder(digest))
+}
+
+/// What begins the name of a key that says that a `gc` is removing something from its folder.
+pub const COLLECTING: &str = "collecting-";
+/// The name of [`used`].
+pub const USED: &str = "used";
+
+/// Says that a blob of a bucket is being removed, by the `gc` with this name.
+pub fn collecting_blob(digest: &Digest, by: u64) -> String {
+    format!("{}{COLLECTING}{by:016x}", blob_folder(digest))
+}
+
+/// What the keys begin with that say that links of a repository of a bucket are being removed.
+pub fn collecting(repository: &Repository) -> String {
+    format!("{}/{COLLECTING}", all_layers(repository))
+}
+
 /// The folder of all that is known of a tag.
 pub fn tag(repository: &Repository, tag: &Tag) -> String {
     format!("{}/{tag}", tags(repository))
@@ -274,6 +308,11 @@ pub fn shared(repository: &Repository) -> String {
 pub fn revisions(repository: &Repository, algorithm: Algorithm) -> String {
     let algorithm = algorithm.as_str();
     format!("{V2}/repositories/{repository}/_manifests/revisions/{algorithm}")
+}
+
+/// The folder of all of a repository's manifests.
+pub fn all_revisions(repository: &Repository) -> String {
+    format!("{V2}/repositories/{repository}/_manifests/revisions")
 }
 
 /// Says that a repository has a manifest.

@@ -4,22 +4,27 @@
 //!   `s3:GetObject` and `s3:ListBucket`. [`Writer`] is a bucket that can be written as well.
 //! - A blob is a [`BlobStream`] of parallel ranged requests (`ranges`); lists descend with a
 //!   delimiter (`list`); what is written is seen by nobody before it is whole (`writer`).
+//! - What is written may be used again (`reuse`), or is removed when nobody needs it (`collect`).
 //! - `client` finds region and credentials, `error` makes sense of what S3 answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
 
+pub mod audit;
 mod client;
+mod collect;
 mod credentials;
 mod error;
 mod list;
 mod multipart;
+mod presign;
 mod ranges;
+mod reuse;
 mod width;
 mod writer;
 
@@ -92,7 +97,24 @@ struct Inner {
 enum Fetched {
     Absent,
     Unchanged,
-    Found { bytes: Bytes, etag: ETag },
+    Found {
+        bytes: Bytes,
+        etag: ETag,
+        /// When it was written, where the store says it.
+        modified: Option<SystemTime>,
+    },
+}
+
+/// A link that is there, and when it was written, where the store says it.
+struct Linked(Option<SystemTime>);
+
+/// What HEAD says of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Head {
+    /// In bytes.
+    size: u64,
+    /// When it was written, where the store says it.
+    modified: Option<SystemTime>,
 }
 
 impl Bucket {
@@ -154,7 +176,7 @@ impl Bucket {
         Ok(match self.fetch(&path, LINK_LIMIT, known).await? {
             Fetched::Absent => Tagged::Absent,
             Fetched::Unchanged => Tagged::Unchanged,
-            Fetched::Found { bytes, etag } => Tagged::Changed(TagLink {
+            Fetched::Found { bytes, etag, .. } => Tagged::Changed(TagLink {
                 digest: self.digest(&path, &bytes)?,
                 etag,
             }),
@@ -176,9 +198,16 @@ impl Bucket {
     }
 
     async fn is_linked(&self, path: &str, to: &Digest) -> Result<bool, BucketError> {
+        Ok(self.link(path, to).await?.is_some())
+    }
+
+    /// When a link was written, where it is there, and is one to this.
+    async fn link(&self, path: &str, to: &Digest) -> Result<Option<Linked>, BucketError> {
         Ok(match self.fetch(path, LINK_LIMIT, None).await? {
-            Fetched::Found { bytes, .. } => self.digest(path, &bytes)? == *to,
-            Fetched::Absent | Fetched::Unchanged => false,
+            Fetched::Found {
+                bytes, modified, ..
+            } => (self.digest(path, &bytes)? == *to).then_some(Linked(modified)),
+            Fetched::Absent | Fetched::Unchanged => None,
         })
     }
 
@@ -225,6 +254,10 @@ impl Bucket {
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
+        Ok(self.look_at_key(key).await?.map(|head| head.size))
+    }
+
+    async fn look_at_key(&self, key: &str) -> Result<Option<Head>, BucketError> {
         let request = self.0.clients.small.head_object();
         let answer = Box::pin(request.bucket(self.name()).key(key).send()).await;
         let what = format!("HEAD {key}");
@@ -238,7 +271,8 @@ impl Bucket {
                     key: key.to_owned(),
                     reason: "has no size".to_owned(),
                 })?;
-                Ok(Some(size))
+                let modified = head.last_modified.and_then(|at| at.try_into().ok());
+                Ok(Some(Head { size, modified }))
             }
             Err(error) => {
                 let refusal = self.0.asker.refusal(&what, &error);
@@ -351,6 +385,7 @@ impl Bucket {
         Ok(Fetched::Found {
             bytes: bytes.freeze(),
             etag: ETag(object.e_tag.unwrap_or_default()),
+            modified: object.last_modified.and_then(|at| at.try_into().ok()),
         })
     }
 

@@ -238,6 +238,16 @@ impl Asking<'_> {
         }))
     }
 
+    /// Where a client gets a blob from S3 itself, if that is how it is to be: `None` where it is not.
+    pub(super) async fn presigned(&self, digest: &Digest) -> Result<Option<String>, UpstreamError> {
+        let asked = async {
+            let bucket = self.bucket.open().await?;
+            bucket.presigned(digest).await.map(Some)
+        };
+        let asked = Box::pin(asked).await;
+        self.answer(asked)
+    }
+
     /// `None` where no key says that something refers to it: then a tag may.
     pub(super) async fn referrers(
         &self,
@@ -306,10 +316,31 @@ impl Upstream {
         self.bucket.is_some()
     }
 
+    /// Whether its clients are sent to it.
+    pub fn redirects(&self) -> bool {
+        let bucket = self.bucket.as_ref();
+        bucket.is_some_and(|bucket| bucket.settings().redirect)
+    }
+
+    /// Where a client gets a blob from the bucket itself; `None` where it can't. Whether it may have
+    /// it is for the caller to know.
+    pub async fn presigned(&self, digest: &Digest) -> Result<Option<String>, UpstreamError> {
+        match self.asking("a URL") {
+            Some(asking) => asking.presigned(digest).await,
+            None => Ok(None),
+        }
+    }
+
     /// Whether it is this bucket.
     pub fn is_the_bucket(&self, settings: &S3Settings) -> bool {
         let bucket = self.bucket.as_ref();
         bucket.is_some_and(|bucket| bucket.settings() == settings)
+    }
+
+    /// The bucket itself, for who also writes to it; `None` where it is none.
+    pub async fn opened_bucket(&self) -> Option<Result<Bucket, BucketError>> {
+        let bucket = self.bucket.as_ref()?;
+        Some(bucket.open().await.cloned())
     }
 
     /// The repositories in the bucket; `None` where it is none.

@@ -193,7 +193,9 @@ impl Connection {
         target: &str,
         headers: &[(String, String)],
     ) -> io::Result<()> {
-        let start = format!("{method} {target} HTTP/1.1\r\nHost: mirror.test\r\n");
+        let said = headers.iter().any(|(name, _)| name == "Host");
+        let host = if said { "" } else { "Host: mirror.test\r\n" };
+        let start = format!("{method} {target} HTTP/1.1\r\n{host}");
         let head = write_head(start, headers);
         self.stream.get_mut().write_all(head.as_bytes())
     }

@@ -132,6 +132,7 @@ impl Conversion<'_> {
             prefix: said.prefix.unwrap_or_default(),
             endpoint: optional(endpoint)?,
             path_style: said.path_style.unwrap_or(false),
+            redirect: said.redirect.unwrap_or(false),
             storage_class: optional(storage_class)?,
             encryption: optional(encryption)?,
             keys: optional(keys)?,

@@ -99,7 +99,7 @@ const KEYS: &[(&str, Rule)] = &[
     ),
     (
         "storage.s3.redirectendpoint",
-        instead("not used: blobs are served by the agent itself"),
+        instead("not used: clients are sent to the endpoint that the agent asks itself"),
     ),
     (
         "storage.s3aws",
@@ -116,10 +116,7 @@ const KEYS: &[(&str, Rule)] = &[
     ),
     ("storage.delete", instead("only enabled has a meaning here")),
     ("storage.delete.enabled", Honoured(delete)),
-    (
-        "storage.redirect",
-        unless(&["true"], "blobs are always served by the agent itself"),
-    ),
+    ("storage.redirect.disable", Honoured(redirect_disable)),
     (
         "storage.maintenance.uploadpurging",
         unless(
@@ -445,6 +442,19 @@ fn s3_endpoint(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
 fn s3_path_style(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
     match leaf.boolean() {
         Some(path) => to.set(&["storage", "s3", "path_style"], path.into(), &leaf.path()),
+        None => not_boolean(to, leaf),
+    }
+}
+
+/// What it does where it is not said is for `Translation::defaults`.
+fn redirect_disable(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    match leaf.boolean() {
+        Some(true) => {}
+        Some(false) if to.is_read_from_bucket() => {}
+        Some(false) => to.warn(
+            &leaf.path(),
+            "blobs of a mirror or a disk are always served by the agent itself",
+        ),
         None => not_boolean(to, leaf),
     }
 }

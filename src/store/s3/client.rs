@@ -53,6 +53,8 @@ pub(super) struct Clients {
     pub(super) unsigned: bool,
     /// Where the requests go.
     pub(super) region: String,
+    /// By what they are signed.
+    pub(super) credentials: Ahead,
 }
 
 /// A single HTTP client for all requests, with rustls and ring. It trusts whom the system trusts, or
@@ -135,13 +137,13 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
                 reason: "the chain is empty".to_owned(),
             })?,
     };
-    let ahead = Ahead::new(chain);
+    let credentials = Ahead::new(chain);
     let said = shared.region().cloned();
     let first = said.clone().unwrap_or(Region::from_static(FIRST_REGION));
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
         .region(first.clone())
-        .credentials_provider(ahead.clone())
-        .retry_classifier(Renewal(ahead))
+        .credentials_provider(credentials.clone())
+        .retry_classifier(Renewal(credentials.clone()))
         // `Ahead` is the cache.
         .identity_cache(IdentityCache::no_cache())
         .force_path_style(settings.path_style)
@@ -216,5 +218,6 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Clients, BucketErro
         sending: Client::from_conf(sending),
         unsigned: secure,
         region: region.to_string(),
+        credentials,
     })
 }

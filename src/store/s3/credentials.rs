@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -118,6 +119,13 @@ impl Ahead {
                 tracing::warn!(%error, "AWS credentials could not be refreshed yet: {error}");
             }
         });
+    }
+
+    /// How long those that are used now are good; `None` if for ever.
+    pub(super) async fn good_for(&self) -> Result<Option<Duration>, CredentialsError> {
+        let expiry = self.credentials().await?.expiry();
+        let left = |expiry: SystemTime| expiry.duration_since(SystemTime::now());
+        Ok(expiry.map(|expiry| left(expiry).unwrap_or_default()))
     }
 
     async fn credentials(&self) -> provider::Result {

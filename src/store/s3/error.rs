@@ -72,6 +72,15 @@ pub enum BucketError {
         /// The key.
         key: String,
     },
+    /// A blob is being removed because nobody needed it, and its bytes can't be written yet.
+    #[error(
+        "{key} is being removed by a `gc`: push again, in {} at the latest",
+        humantime::format_duration(super::reuse::COLLECTING_STALE)
+    )]
+    Collecting {
+        /// Its key.
+        key: String,
+    },
     /// An object is another than it was when its first bytes were read.
     #[error("{key} was replaced while it was being read")]
     Changed {

@@ -2,6 +2,7 @@
 //! page, and nothing is ever walked key by key.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -16,10 +17,22 @@ use crate::store::layout::Repository;
 pub(super) struct Listing {
     /// The names of the folders, without the folder they are in and without a `/`.
     pub(super) folders: Vec<String>,
-    /// The names of the keys, without the folder they are in.
-    pub(super) files: Vec<String>,
+    /// The keys.
+    pub(super) files: Vec<Object>,
     /// How to go on, if there is more.
     pub(super) more: Option<String>,
+}
+
+/// A key, as LIST has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Object {
+    /// Its name, without what was listed.
+    pub(super) name: String,
+    /// In bytes.
+    pub(super) size: u64,
+    /// When it was written, by S3's clock; of one that came in parts, when it was begun. `None`
+    /// where the store does not say.
+    pub(super) modified: Option<SystemTime>,
 }
 
 /// Where LIST is to begin.
@@ -49,7 +62,28 @@ impl Bucket {
         most: Option<i32>,
         from: Option<From<'_>>,
     ) -> Result<Listing, BucketError> {
-        let prefix = self.0.prefix.key(&format!("{folder}/"));
+        let prefix = format!("{folder}/");
+        self.list_prefix(&prefix, delimiter, most, from).await
+    }
+
+    /// The keys whose paths begin with this, without a delimiter: also those of folders below it.
+    pub(super) async fn objects(
+        &self,
+        prefix: &str,
+        token: Option<&str>,
+    ) -> Result<Listing, BucketError> {
+        let from = token.map(From::Token);
+        self.list_prefix(prefix, None, None, from).await
+    }
+
+    async fn list_prefix(
+        &self,
+        prefix: &str,
+        delimiter: Option<&str>,
+        most: Option<i32>,
+        from: Option<From<'_>>,
+    ) -> Result<Listing, BucketError> {
+        let prefix = self.0.prefix.key(prefix);
         let mut request = self.0.clients.small.list_objects_v2();
         request = request
             .bucket(self.name())
@@ -66,17 +100,27 @@ impl Bucket {
             let refusal = self.0.asker.refusal(&what, &error);
             self.0.asker.error(&what, "s3:ListBucket", refusal)
         })?;
-        let names = |keys: Vec<Option<String>>| -> Vec<String> {
-            let keys = keys.into_iter().flatten();
-            keys.filter_map(|key| Some(key.strip_prefix(&prefix)?.trim_end_matches('/').to_owned()))
-                .filter(|name| !name.is_empty())
-                .collect()
+        let name = |key: Option<String>| -> Option<String> {
+            let name = key?.strip_prefix(&prefix)?.trim_end_matches('/').to_owned();
+            (!name.is_empty()).then_some(name)
         };
         let folders = answer.common_prefixes.unwrap_or_default();
         let files = answer.contents.unwrap_or_default();
         Ok(Listing {
-            folders: names(folders.into_iter().map(|folder| folder.prefix).collect()),
-            files: names(files.into_iter().map(|file| file.key).collect()),
+            folders: folders
+                .into_iter()
+                .filter_map(|it| name(it.prefix))
+                .collect(),
+            files: files
+                .into_iter()
+                .filter_map(|file| {
+                    Some(Object {
+                        size: u64::try_from(file.size.unwrap_or_default()).unwrap_or_default(),
+                        modified: file.last_modified.and_then(|at| at.try_into().ok()),
+                        name: name(file.key)?,
+                    })
+                })
+                .collect(),
             more: answer
                 .next_continuation_token
                 .filter(|_| answer.is_truncated == Some(true)),
@@ -109,7 +153,7 @@ impl Bucket {
             let from = token.as_deref().map(From::Token);
             let listing = self.list_with(folder, None, None, from).await?;
             let names = listing.files.into_iter();
-            paths.extend(names.map(|name| format!("{folder}/{name}")));
+            paths.extend(names.map(|file| format!("{folder}/{}", file.name)));
             if paths.len() > limit {
                 return Err(self.wrong(folder, format!("has more than {limit} keys")));
             }
@@ -159,8 +203,17 @@ impl Bucket {
 
     /// The repositories that have manifests, in the order of their names.
     pub async fn repositories(&self, page: &Page) -> Result<Vec<Repository>, BucketError> {
+        self.repositories_with(&[layout::MANIFESTS], page).await
+    }
+
+    /// The repositories that have one of these folders, in the order of their names.
+    pub(super) async fn repositories_with(
+        &self,
+        having: &[&str],
+        page: &Page,
+    ) -> Result<Vec<Repository>, BucketError> {
         let mut found = Vec::new();
-        self.walk("", page, &mut found).await?;
+        self.walk("", having, page, &mut found).await?;
         Ok(found)
     }
 
@@ -168,6 +221,7 @@ impl Bucket {
     fn walk<'a>(
         &'a self,
         within: &'a str,
+        having: &'a [&'a str],
         page: &'a Page,
         found: &'a mut Vec<Repository>,
     ) -> BoxFuture<'a, Result<(), BucketError>> {
@@ -212,14 +266,14 @@ impl Bucket {
                                 break;
                             }
                         }
-                        seen.extend(self.look_at(names).await?);
+                        seen.extend(self.look_at(names, having).await?);
                     }
                     let Some(look) = seen.get(name) else { continue };
                     rest = &rest[1..];
                     if !place.ends_with('/') && look.is_repository {
                         found.push(Repository::from_path(name.to_owned()));
                     } else if place.ends_with('/') && look.has_others {
-                        self.walk(place, page, found).await?;
+                        self.walk(place, having, page, found).await?;
                     }
                 }
             }
@@ -229,10 +283,14 @@ impl Bucket {
     }
 
     /// Looks into folders of repositories, all at once.
-    async fn look_at(&self, names: Vec<String>) -> Result<Vec<(String, Look)>, BucketError> {
+    async fn look_at(
+        &self,
+        names: Vec<String>,
+        having: &[&str],
+    ) -> Result<Vec<(String, Look)>, BucketError> {
         let looks = names.into_iter().map(async |name: String| {
             let folder = layout::repository(&Repository::from_path(name.clone()));
-            Ok((name, self.look(&folder).await?))
+            Ok((name, self.look(&folder, having).await?))
         });
         stream::iter(looks)
             .buffer_unordered(AT_ONCE)
@@ -240,13 +298,16 @@ impl Bucket {
             .await
     }
 
-    async fn look(&self, folder: &str) -> Result<Look, BucketError> {
+    async fn look(&self, folder: &str, having: &[&str]) -> Result<Look, BucketError> {
         let listing = self.list(folder, None, None).await?;
-        let mut is_repository = listing.folders.iter().any(|name| name == layout::MANIFESTS);
-        if !is_repository && listing.more.is_some() {
-            is_repository = self
-                .is_folder(&format!("{folder}/{}", layout::MANIFESTS))
-                .await?;
+        let mut is_repository = listing
+            .folders
+            .iter()
+            .any(|name| having.contains(&name.as_str()));
+        for name in having {
+            if !is_repository && listing.more.is_some() {
+                is_repository = self.is_folder(&format!("{folder}/{name}")).await?;
+            }
         }
         Ok(Look {
             is_repository,
@@ -258,7 +319,7 @@ impl Bucket {
 
 /// What there is in a folder of repositories.
 struct Look {
-    /// Manifests: it is one itself.
+    /// What was looked for: it is one itself.
     is_repository: bool,
     /// Folders that may be, or hold, others.
     has_others: bool,

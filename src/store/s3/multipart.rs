@@ -186,11 +186,11 @@ impl Writer {
         Err(self.refused(&what, &error))
     }
 
-    /// Aborts the uploads of blobs that were begun longer ago than `age` and never completed, and
-    /// says how many there were.
-    pub async fn abort_stale_uploads(&self, age: Duration) -> Result<usize, BucketError> {
+    /// Aborts the uploads of blobs that were begun longer ago than `age` and never completed, or, for
+    /// a dry run, leaves them; says how many there were.
+    pub async fn stale_uploads(&self, age: Duration, dry_run: bool) -> Result<usize, BucketError> {
         let before = SystemTime::now() - age;
-        let mut aborted = 0;
+        let mut found = 0;
         for algorithm in Algorithm::ALL {
             let prefix = self.0.prefix.key(&format!("{}/", layout::blobs(algorithm)));
             let what = format!("LIST {prefix}?uploads");
@@ -215,8 +215,10 @@ impl Writer {
                     if let (true, Some(key), Some(id)) = (stale, upload.key(), upload.upload_id())
                         && key.starts_with(&prefix)
                     {
-                        abort(&self.0.clients.small, self.name(), key, id).await;
-                        aborted += 1;
+                        if !dry_run {
+                            abort(&self.0.clients.small, self.name(), key, id).await;
+                        }
+                        found += 1;
                     }
                 }
                 (key, id) = (page.next_key_marker, page.next_upload_id_marker);
@@ -225,7 +227,7 @@ impl Writer {
                 }
             }
         }
-        Ok(aborted)
+        Ok(found)
     }
 }
 

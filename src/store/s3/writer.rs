@@ -9,6 +9,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
+use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
@@ -77,16 +78,22 @@ impl<'a> Condition<'a> {
 impl Writer {
     /// Opens a bucket to write to it, as [`Bucket::open`] does to read.
     pub async fn open(settings: &S3Settings, limits: Limits) -> Result<Self, BucketError> {
+        let bucket = Bucket::open(settings, limits).await?;
+        Ok(Self::over(bucket, settings))
+    }
+
+    /// Writes to a bucket that was opened by the same settings, over the same connections.
+    pub fn over(bucket: Bucket, settings: &S3Settings) -> Self {
         let units = usize::try_from(MEMORY / UNIT).unwrap_or(Semaphore::MAX_PERMITS);
-        Ok(Self {
-            bucket: Bucket::open(settings, limits).await?,
+        Self {
+            bucket,
             shared: Arc::new(Shared {
                 storage_class: settings.storage_class.as_deref().map(StorageClass::from),
                 encryption: settings.encryption.clone(),
                 memory: Arc::new(Semaphore::new(units)),
                 fences: OnceCell::new(),
             }),
-        })
+        }
     }
 
     /// The half that only reads.
@@ -132,7 +139,7 @@ impl Writer {
     }
 
     /// Brings a file to the bucket as a blob, straight to its final key, unless it is there with the
-    /// same size already; says whether it was sent. That its bytes are what `digest` says is for the
+    /// same size already, where it is in use from now on; says whether it was sent. That its bytes are what `digest` says is for the
     /// caller to have seen. Who stops waiting leaves nothing behind.
     pub async fn put_blob(&self, path: &Path, digest: &Digest) -> Result<bool, BucketError> {
         let failed = |source: std::io::Error| BucketError::File {
@@ -151,7 +158,7 @@ impl Writer {
             .await
             .unwrap_or_else(|e| Err(std::io::Error::other(e)));
         let (file, size) = opened.map_err(failed)?;
-        if self.bucket.blob_size(digest).await? == Some(size) {
+        if self.use_or_miss(digest).await? == Some(size) {
             return Ok(false);
         }
         let path_of_blob = layout::blob(digest);
@@ -276,7 +283,7 @@ impl Writer {
         self.remove(&layout::blob(digest)).await
     }
 
-    async fn put_link(&self, path: &str, to: &Digest) -> Result<(), BucketError> {
+    pub(super) async fn put_link(&self, path: &str, to: &Digest) -> Result<(), BucketError> {
         let text = Bytes::copy_from_slice(to.as_str().as_bytes());
         self.put(path, text, Condition::Always).await?;
         Ok(())
@@ -364,11 +371,27 @@ impl Writer {
         tried.await.copied()
     }
 
+    /// Writes a key that has nothing but its name and its time.
+    pub(super) async fn put_mark(&self, path: &str) -> Result<(), BucketError> {
+        self.put(path, Bytes::new(), Condition::Always).await?;
+        Ok(())
+    }
+
     /// Removes a key; that it is not there is no error.
-    async fn remove(&self, path: &str) -> Result<(), BucketError> {
+    pub(super) async fn remove(&self, path: &str) -> Result<(), BucketError> {
+        self.remove_by(&self.bucket.0.clients.small, path).await
+    }
+
+    /// Removes a key by one request, which is never repeated: a second one could come after somebody
+    /// has written the key again.
+    pub(super) async fn remove_once(&self, path: &str) -> Result<(), BucketError> {
+        self.remove_by(&self.bucket.0.clients.pieces, path).await
+    }
+
+    async fn remove_by(&self, client: &Client, path: &str) -> Result<(), BucketError> {
         let key = self.bucket.0.prefix.key(path);
         let what = format!("DELETE {key}");
-        let request = self.bucket.0.clients.small.delete_object();
+        let request = client.delete_object();
         match request.bucket(self.name()).key(&key).send().await {
             Ok(_) => Ok(()),
             Err(error) => match self.bucket.0.asker.refusal(&what, &error) {
