@@ -30,7 +30,8 @@ pub(super) fn gc(sources: &Sources, dry_run: bool) -> ExitCode {
     };
     let Storage::Filesystem { root } = &serving.storage else {
         return fail(
-            &"this version collects what is on a disk (`storage.filesystem`), and nothing in a bucket",
+            &"this version collects what was pushed to a disk (`storage.filesystem`), and nothing in a \
+              bucket or the cache in front of one",
             2,
         );
     };

@@ -3,12 +3,13 @@
 //! - [`Bucket`] only reads: it has no method that could change anything, and needs no rights but
 //!   `s3:GetObject` and `s3:ListBucket`. [`Writer`] is a bucket that can be written as well.
 //! - A blob is a [`BlobStream`] of parallel ranged requests (`ranges`); lists descend with a
-//!   delimiter (`list`); what is written is seen by nobody before it is whole (`writer`).
+//!   delimiter (`list`); what is written is seen by nobody before it is whole (`writer`); mirrors
+//!   that share a bucket note there what everybody may see (`shared`).
 //! - `client` finds region and credentials, `error` makes sense of what S3 answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -22,6 +23,7 @@ mod error;
 mod list;
 mod multipart;
 mod ranges;
+mod shared;
 mod width;
 mod writer;
 
@@ -59,6 +61,8 @@ pub struct TagLink {
     pub digest: Digest,
     /// The version of the tag itself.
     pub etag: ETag,
+    /// When it was last written, where the store says so.
+    pub modified: Option<SystemTime>,
 }
 
 /// What has become of a tag since it was read.
@@ -92,7 +96,11 @@ struct Inner {
 enum Fetched {
     Absent,
     Unchanged,
-    Found { bytes: Bytes, etag: ETag },
+    Found {
+        bytes: Bytes,
+        etag: ETag,
+        modified: Option<SystemTime>,
+    },
 }
 
 impl Bucket {
@@ -153,9 +161,14 @@ impl Bucket {
         Ok(match self.fetch(&path, LINK_LIMIT, known).await? {
             Fetched::Absent => Tagged::Absent,
             Fetched::Unchanged => Tagged::Unchanged,
-            Fetched::Found { bytes, etag } => Tagged::Changed(TagLink {
+            Fetched::Found {
+                bytes,
+                etag,
+                modified,
+            } => Tagged::Changed(TagLink {
                 digest: self.digest(&path, &bytes)?,
                 etag,
+                modified,
             }),
         })
     }
@@ -345,8 +358,10 @@ impl Bucket {
                 Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
             }
         }
+        let modified = object.last_modified.and_then(|at| at.try_into().ok());
         Ok(Fetched::Found {
             bytes: bytes.freeze(),
+            modified,
             etag: ETag(object.e_tag.unwrap_or_default()),
         })
     }

@@ -60,7 +60,12 @@ impl Cloud {
     }
 
     fn setup(&self, role: &str) -> Setup {
-        let setup = Setup::new();
+        let setup = Setup::new().set("upstreams", Value::Null).set("role", role);
+        self.over_bucket(setup)
+    }
+
+    /// The same agent with the bucket for its storage, and its folder for the cache in front of it.
+    pub fn over_bucket(&self, setup: Setup) -> Setup {
         let cache = setup.folder().join("store");
         let storage = json!({
             "s3": {
@@ -72,8 +77,6 @@ impl Cloud {
             "cache": { "root": cache, "limit": "100%" },
         });
         setup
-            .set("role", role)
-            .set("upstreams", Value::Null)
             .set("storage", storage)
             // The standard chain, by its first link.
             .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)

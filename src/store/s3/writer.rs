@@ -59,7 +59,7 @@ impl Deref for Writer {
 
 /// What has to be true of a key for it to be written.
 #[derive(Debug, Clone, Copy)]
-enum Condition<'a> {
+pub(super) enum Condition<'a> {
     /// Nothing.
     Always,
     /// It is not there.
@@ -135,6 +135,20 @@ impl Writer {
     /// same size already; says whether it was sent. That its bytes are what `digest` says is for the
     /// caller to have seen. Who stops waiting leaves nothing behind.
     pub async fn put_blob(&self, path: &Path, digest: &Digest) -> Result<bool, BucketError> {
+        self.bring_blob(path, digest, false).await
+    }
+
+    /// The same in place of what is there, which is not what its digest says.
+    pub async fn replace_blob(&self, path: &Path, digest: &Digest) -> Result<(), BucketError> {
+        self.bring_blob(path, digest, true).await.map(drop)
+    }
+
+    async fn bring_blob(
+        &self,
+        path: &Path,
+        digest: &Digest,
+        replace: bool,
+    ) -> Result<bool, BucketError> {
         let failed = |source: std::io::Error| BucketError::File {
             path: path.to_owned(),
             source: Arc::new(source),
@@ -151,7 +165,7 @@ impl Writer {
             .await
             .unwrap_or_else(|e| Err(std::io::Error::other(e)));
         let (file, size) = opened.map_err(failed)?;
-        if self.bucket.blob_size(digest).await? == Some(size) {
+        if !replace && self.bucket.blob_size(digest).await? == Some(size) {
             return Ok(false);
         }
         let path_of_blob = layout::blob(digest);
@@ -282,7 +296,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn put(
+    pub(super) async fn put(
         &self,
         path: &str,
         bytes: Bytes,
