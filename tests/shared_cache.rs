@@ -101,8 +101,10 @@ fn what_one_mirror_has_fetched_no_other_one_fetches_again() {
     assert_eq!(sent(&hub, APP, "manifests/"), 1);
     let things = 4.0;
     for (agent, hits, uploads) in [(&one, 0.0, things), (&two, things, 0.0)] {
-        assert_eq!(agent.metric("registry_agent_shared_hits_total"), hits);
-        assert_eq!(agent.metric("registry_agent_shared_uploads_total"), uploads);
+        for (metric, wanted) in [("hits", hits), ("uploads", uploads)] {
+            let counted = agent.metric(&format!("registry_agent_shared_{metric}_total"));
+            assert!((counted - wanted).abs() < 0.5, "{metric}: {counted}");
+        }
         assert!(!agent.log().contains(SECRET_KEY), "a secret is in the log");
     }
     let fetched = two.metric("registry_agent_fetched_bytes_total");
@@ -330,9 +332,12 @@ fn a_bucket_that_stops_in_the_middle_leaves_the_rest_to_the_upstream() {
     let begun = AtomicBool::new(false);
     cloud.s3.front.plan(move |asked| {
         let such = asked.operation == "GET" && asked.key == key;
-        such.then(|| match begun.swap(true, Ordering::Relaxed) {
-            false => Fault::HangAfter(MIB as u64),
-            true => Fault::Hang,
+        such.then(|| {
+            if begun.swap(true, Ordering::Relaxed) {
+                Fault::Hang
+            } else {
+                Fault::HangAfter(MIB as u64)
+            }
         })
     });
     let two = mirror(&cloud, &hub).start();
