@@ -193,6 +193,7 @@ pub async fn run(
             };
             tasks.spawn(mirror_probe.watch(interval.clone(), host));
             tasks.spawn(port.mirror.clone().look_after_cache(interval));
+            tasks.spawn(port.mirror.clone().look_after_shared());
             tasks.spawn(watch_certificate(port.identity.clone()));
             tasks.spawn(watch_uploads(port.hosted.clone()));
             let users = {

@@ -37,6 +37,8 @@ pub enum Failpoint {
     FillRenamed,
     /// A blob is linked; its download is still under way for those who follow it.
     FillLinked,
+    /// A blob is in the shared bucket; nothing there links to it.
+    SharedSent,
     /// A manifest is on the disk, under a temporary name.
     ManifestStaged,
     /// A manifest has its own name; its repository has no link to it.
@@ -149,6 +151,7 @@ impl Failpoint {
             Self::FillSynced => "fill-synced",
             Self::FillRenamed => "fill-renamed",
             Self::FillLinked => "fill-linked",
+            Self::SharedSent => "shared-sent",
             Self::ManifestStaged => "manifest-staged",
             Self::ManifestWritten => "manifest-written",
             Self::RevisionLinked => "revision-linked",

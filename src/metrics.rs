@@ -66,6 +66,18 @@ pub struct Metrics {
     pub fill_resumptions: Counter,
     /// Downloads that the store could not keep, and that went on to their readers.
     pub passed_through: Counter,
+    /// Blobs and manifests that the shared bucket had.
+    pub shared_hits: Counter,
+    /// Blobs and manifests that the shared bucket was asked for in vain.
+    pub shared_misses: Counter,
+    /// Bytes of blobs and manifests received from the shared bucket.
+    pub shared_bytes: Counter,
+    /// Blobs and manifests that were brought to the shared bucket.
+    pub shared_uploads: Counter,
+    /// What was not, because too much waited already.
+    pub shared_dropped: Counter,
+    /// What was not, because S3 refused or failed.
+    pub shared_failures: Counter,
     /// Downloads under way.
     pub fills: Gauge,
     /// Blobs and manifests that were evicted.
@@ -115,6 +127,12 @@ impl Metrics {
             fill_failures: "Downloads that ended without a blob",
             fill_resumptions: "Downloads that went on after a break",
             passed_through: "Downloads that the store could not keep",
+            shared_hits: "Blobs and manifests that the shared bucket had",
+            shared_misses: "Blobs and manifests that the shared bucket was asked for in vain",
+            shared_bytes: "Bytes of blobs and manifests received from the shared bucket",
+            shared_uploads: "Blobs and manifests that were brought to the shared bucket",
+            shared_dropped: "What was not brought to the shared bucket: too much waited",
+            shared_failures: "What was not brought to the shared bucket: S3 refused or failed",
             fills: "Downloads under way",
             evicted_blobs: "Blobs and manifests that were evicted",
             evicted_bytes: "Bytes of the blobs and manifests that were evicted",

@@ -15,6 +15,7 @@ mod flight;
 mod freshness;
 mod passing;
 mod referrers;
+mod shared;
 mod visibility;
 
 pub use content::{BlobContent, Piece};
@@ -27,9 +28,10 @@ use evict::Evictions;
 use fill::Fills;
 use flight::Flights;
 use freshness::Resolution;
+use shared::Shared;
 use visibility::Wanted;
 
-use crate::config::{CacheLimit, Freshness, Serving, Storage};
+use crate::config::{CacheLimit, Freshness, Role, Serving, Storage};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Name, Reference, RegistryHost, Tag};
 use crate::store::layout::Repository;
@@ -164,6 +166,8 @@ struct Inner {
     noting: tokio::sync::Mutex<()>,
     /// What this process itself has changed in the bucket.
     changes: Changes,
+    /// The bucket that all mirrors of the fleet share, where there is one.
+    shared: Option<Shared>,
 }
 
 impl Mirror {
@@ -188,6 +192,7 @@ impl Mirror {
             visible: Flights::default(),
             noting: tokio::sync::Mutex::default(),
             changes: Changes::new(settings.role),
+            shared: Shared::of(settings),
         }))
     }
 
@@ -297,6 +302,7 @@ impl Mirror {
         if let Some(blob) = self.0.store.blob(digest).await? {
             self.admit(source, digest).await?;
             self.0.metrics.blob_hits.inc();
+            self.share_blob(source, digest);
             return Ok(BlobContent::stored(blob));
         }
         self.0.metrics.blob_misses.inc();
@@ -342,7 +348,13 @@ impl Mirror {
             return Ok(Some(blob.size));
         }
         self.0.metrics.blob_misses.inc();
-        self.ask_for_blob(source, digest).await
+        match self.ask_for_blob(source, digest).await {
+            Err(error @ MirrorError::Unavailable(_)) => {
+                let known = self.blob_size_of_fleet(source, digest).await;
+                known.ok_or(error)
+            }
+            asked => asked,
+        }
     }
 
     /// Sees to it that a blob which is here, perhaps because of another repository, is also this
@@ -556,7 +568,9 @@ fn upstreams(
                 && upstream.public_for() == settings.freshness.window.min(PUBLIC_FOR)
         })
     };
-    if let Storage::S3 { bucket, .. } = &settings.storage {
+    if let Storage::S3 { bucket, .. } = &settings.storage
+        && settings.role != Role::Mirror
+    {
         let kept = before.iter().find(|upstream| {
             upstream.is_the_bucket(bucket) && upstream.timeouts() == settings.timeouts
         });

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::{
-    self, HostSettings, HostedSettings, Loaded, Manage, Pull, Restart, Serving, Sources, Sparse,
-    Storage,
+    self, HostSettings, HostedSettings, Loaded, Manage, Pull, Restart, Role, Serving, Sources,
+    Sparse, Storage,
 };
 use crate::fleet;
 use crate::store::layout::Prefix;
@@ -98,8 +98,14 @@ fn report_serving(out: &mut impl Write, serving: &Serving) -> io::Result<()> {
         Storage::S3 { bucket, cache } => {
             let prefix = Prefix::new(&bucket.prefix);
             let prefix = prefix.as_str();
-            writeln!(out, "storage: s3://{}/{prefix}", bucket.bucket)?;
-            writeln!(out, "cached in: {}", cache.display())?;
+            let bucket = &bucket.bucket;
+            if serving.role == Role::Mirror {
+                writeln!(out, "storage: {}", cache.display())?;
+                writeln!(out, "shared by all mirrors: s3://{bucket}/{prefix}")?;
+            } else {
+                writeln!(out, "storage: s3://{bucket}/{prefix}")?;
+                writeln!(out, "cached in: {}", cache.display())?;
+            }
         }
     }
     writeln!(out, "cache: at most {}", serving.cache_limit)?;

@@ -30,9 +30,17 @@ pub(super) fn gc(sources: &Sources, dry_run: bool) -> ExitCode {
     let Some(serving) = &settings.serving else {
         return fail(&"a client stores nothing: there is nothing to remove", 2);
     };
-    if serving.role == Role::Reader {
-        let message = "a reader may not change its bucket: run `gc` where the role is writer";
-        return fail(&message, 2);
+    match (serving.role, &serving.storage) {
+        (Role::Reader, _) => {
+            let message = "a reader may not change its bucket: run `gc` where the role is writer";
+            return fail(&message, 2);
+        }
+        (Role::Mirror, Storage::S3 { .. }) => {
+            let message = "nothing is pushed to a mirror with `storage.s3`, which deletes nothing in \
+                           its bucket: a lifecycle rule of the bucket does";
+            return fail(&message, 2);
+        }
+        _ => {}
     }
     let admin = client::address(settings.admin.clone(), sources);
     in_runtime(async {

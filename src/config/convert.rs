@@ -193,6 +193,15 @@ impl Conversion<'_> {
         let headers = self.headers(fragment.headers.take().unwrap_or_default());
         let drain = self.duration("drain", fragment.drain.take(), 30, Duration::ZERO);
         let hosted = self.hosted(role, fragment, &upstreams);
+        if role == Role::Mirror
+            && !hosted.names.is_empty()
+            && matches!(storage, Some(Storage::S3 { .. }))
+        {
+            let message = "stands beside `storage.s3`, in which a mirror keeps what can be fetched \
+                           again, for all mirrors: take pushes by a writer (`role: writer`), or keep \
+                           all on the disk (`storage.filesystem`)";
+            self.refuse::<()>(&KeyPath::of("hosted"), message);
+        }
         let auth = self.auth(fragment.auth.take(), &hosted, listen, tls.as_ref());
         let serving = || {
             Some(Serving {

@@ -229,7 +229,10 @@ pub(super) struct ClientsFragment {
 pub(super) struct StorageFragment {
     /// A local folder in the layout of the CNCF distribution registry.
     pub filesystem: Option<FilesystemFragment>,
-    /// A bucket in the same layout, in place of a folder: for the roles reader and writer.
+    /// A bucket in the same layout, in place of a folder. A reader serves it, a writer pushes to it,
+    /// and the mirrors of a fleet share it: each asks it for what is not on its own disk
+    /// (`cache.root`) before it asks an upstream, and brings there what everybody may see of what it
+    /// has fetched. For mirrors a bucket, or a `prefix`, of their own.
     pub s3: Option<S3Fragment>,
     /// How much of it is kept.
     pub cache: Option<CacheFragment>,

@@ -35,7 +35,11 @@ impl Mirror {
         let described = if self.has(source, reference).await? {
             None
         } else {
-            self.ask_for_description(source, reference).await?
+            match self.ask_for_description(source, reference).await {
+                // What the fleet has of it is told as it is served.
+                Err(MirrorError::Unavailable(_)) if self.0.shared.is_some() => None,
+                asked => asked?,
+            }
         };
         let here = match (&described, reference) {
             (Some(described), Reference::Tag(_)) => {
@@ -159,6 +163,8 @@ impl Mirror {
         ]
         .map(|reference| Place::Manifest(source.stored.clone(), reference));
         let kept = self.keep(&places, asked, || self.with_room(0, put));
-        kept.await.map(|_| ())
+        kept.await?;
+        self.share_tag(source, &tag, digest);
+        Ok(())
     }
 }

@@ -1,8 +1,9 @@
 //! The download of a blob: one request to the upstream, one growing file, any number of readers.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::fill::{End, Progress};
+use super::shared::STALL;
 use super::{Mirror, MirrorError, Place, Source, blob_error};
 use crate::failpoint::failpoint;
 use crate::oci::{Digest, Hasher};
@@ -56,6 +58,7 @@ pub(super) async fn run(
         sender: &sender,
         begun: Instant::now(),
         inherited: AtomicBool::new(false),
+        shared: Mutex::new(Help::Untried),
     };
     if let Err(error) = download.run().await {
         if !matches!(error, MirrorError::BlobUnknown(_)) {
@@ -82,12 +85,44 @@ struct Download<'a> {
     /// Whether its beginning may be anything ([`Partial::trusted`]). Then nobody is given a byte
     /// before all of it is right.
     inherited: AtomicBool,
+    /// What the fleet's bucket has had to do with it.
+    shared: Mutex<Help>,
+}
+
+/// What the fleet's bucket has to do with a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Help {
+    /// It was not asked.
+    Untried,
+    /// Bytes of it are from there, or all of them; whether the bucket also says whose it is.
+    Given { linked: bool },
+    /// Bytes of it are from there, but not the last.
+    Broken,
+    /// It is not asked any more.
+    Unused,
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Upstream,
+    Bucket,
+}
+
+/// How a body ended before its end.
+enum Ended {
+    /// Nothing came for so long.
+    Late(Duration),
+    /// Its connection broke.
+    Broken(Box<dyn Error + Send + Sync>),
 }
 
 /// Why a download stopped, and what can still be made of it.
 enum Break {
     /// The upstream failed; what has arrived is good.
     Upstream(Box<Partial>, UpstreamError),
+    /// The fleet's bucket failed; the rest is the upstream's.
+    Bucket(Box<Partial>, String),
     /// It can't go on at all.
     Stop(Stop),
 }
@@ -143,13 +178,7 @@ impl Download<'_> {
         };
         self.inherited.store(!partial.trusted, Ordering::Relaxed);
         let partial = match self.verified(partial).await {
-            Err(Stop::End(MirrorError::Mismatch { .. }))
-                if self.inherited.swap(false, Ordering::Relaxed) =>
-            {
-                tracing::warn!(
-                    repository = %self.source.stored, digest = %self.digest,
-                    "what was left of an earlier download is not right: it begins anew"
-                );
+            Err(Stop::End(MirrorError::Mismatch { .. })) if self.may_begin_anew() => {
                 store.discard_fill(self.digest).await?;
                 self.publish(|progress| progress.total = None);
                 match store.open_fill(self.digest).await {
@@ -181,7 +210,11 @@ impl Download<'_> {
             progress.total = Some(size);
             progress.end = Some(End::Whole);
         });
-        if let Err(error) = self.keep(Arc::new(partial)).await {
+        let kept = self.keep(Arc::new(partial)).await;
+        if kept.is_ok() && self.help() != (Help::Given { linked: true }) {
+            self.mirror.share_fetched_blob(self.source, self.digest);
+        }
+        if let Err(error) = kept {
             // Everybody has their bytes; what is lost is the cache's copy, which the next request
             // makes again.
             tracing::error!(digest = %self.digest, %error, "a blob could not be kept: {error}");
@@ -190,6 +223,33 @@ impl Download<'_> {
         }
         self.mirror.keep_within_limit().await;
         Ok(())
+    }
+
+    fn help(&self) -> Help {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_help(&self, help: Help) {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = help;
+    }
+
+    /// Whether it is wrong because of what the upstream has not sent, and nobody has had any of it.
+    fn may_begin_anew(&self) -> bool {
+        let inherited = self.inherited.swap(false, Ordering::Relaxed);
+        if inherited {
+            tracing::warn!(
+                repository = %self.source.stored, digest = %self.digest,
+                "what was left of an earlier download is not right: it begins anew"
+            );
+        }
+        let helped = matches!(self.help(), Help::Given { .. } | Help::Broken);
+        if helped {
+            self.set_help(Help::Unused);
+            if let Some(shared) = &self.mirror.0.shared {
+                shared.is_wrong(self.digest);
+            }
+        }
+        inherited || helped && !self.may_have_been_read()
     }
 
     /// Downloads what is missing, and checks the whole.
@@ -286,6 +346,15 @@ impl Download<'_> {
             (partial, error) = match self.attempt(partial).await {
                 Ok(partial) => return Ok(partial),
                 Err(Break::Stop(stop)) => return Err(stop),
+                Err(Break::Bucket(kept, reason)) => {
+                    partial = *kept;
+                    self.set_help(Help::Broken);
+                    tracing::warn!(
+                        repository = %self.source.stored, digest = %self.digest, at = partial.length,
+                        "the shared cache broke off, and the upstream is asked for the rest: {reason}"
+                    );
+                    continue;
+                }
                 Err(Break::Upstream(partial, error)) => (*partial, error),
             };
             breaks = if partial.length - before >= PROGRESS {
@@ -331,15 +400,47 @@ impl Download<'_> {
             .is_some_and(|(_, progress)| progress.readable > 0)
     }
 
+    /// The blob from `at` on as the fleet's bucket has it, if that is worth asking.
+    async fn shared(&self, at: u64) -> Result<Option<FetchedBlob>, MirrorError> {
+        if self.help() != Help::Untried {
+            return Ok(None);
+        }
+        let found = self.mirror.blob_of_fleet(self.source, self.digest, at);
+        let Some(found) = found.await? else {
+            self.set_help(Help::Unused);
+            return Ok(None);
+        };
+        let total = found.stream.total();
+        self.set_help(Help::Given {
+            linked: found.linked,
+        });
+        Ok(Some(FetchedBlob {
+            offset: at,
+            total: Some(total),
+            body: BlobBody::Bucket(Box::new(found.stream)),
+        }))
+    }
+
     /// One request, and its body to the end or to where it breaks.
     async fn attempt(&self, partial: Partial) -> Result<Partial, Break> {
         let Source { upstream, name, .. } = self.source;
-        let asked = upstream.blob(name, self.digest, partial.length).await;
-        let fetched = match self.mirror.learn(self.source, asked).await {
-            Ok(Some(fetched)) => fetched,
-            // Nothing is missing: it was killed between its last byte and its name.
-            Ok(None) => return Ok(partial),
-            Err(error) => return Err(Break::Upstream(Box::new(partial), error)),
+        let shared = self.shared(partial.length).await?;
+        let origin = if shared.is_some() {
+            Origin::Bucket
+        } else {
+            Origin::Upstream
+        };
+        let fetched = match shared {
+            Some(fetched) => fetched,
+            None => {
+                let asked = upstream.blob(name, self.digest, partial.length).await;
+                match self.mirror.learn(self.source, asked).await {
+                    Ok(Some(fetched)) => fetched,
+                    // Nothing is missing: it was killed between its last byte and its name.
+                    Ok(None) => return Ok(partial),
+                    Err(error) => return Err(Break::Upstream(Box::new(partial), error)),
+                }
+            }
         };
         let FetchedBlob {
             offset,
@@ -358,7 +459,7 @@ impl Download<'_> {
         let mut skip = partial.length - offset;
         let mut partial = partial;
         loop {
-            let (mut batch, end) = self.batch(&mut body, &what).await;
+            let (mut batch, end) = self.batch(&mut body, origin).await;
             for piece in &mut batch {
                 let passed = skip.min(piece.len() as u64);
                 skip -= passed;
@@ -366,7 +467,12 @@ impl Download<'_> {
                 let _ = piece.split_to(usize::try_from(passed).unwrap_or(piece.len()));
             }
             let size = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            self.mirror.0.metrics.fetched_bytes.inc_by(size);
+            let metrics = &self.mirror.0.metrics;
+            let received = match origin {
+                Origin::Upstream => &metrics.fetched_bytes,
+                Origin::Bucket => &metrics.shared_bytes,
+            };
+            received.inc_by(size);
             if total.is_some_and(|total| partial.length + size > total) {
                 return Err(self.source.mismatch(self.digest).into());
             }
@@ -381,8 +487,25 @@ impl Download<'_> {
                     return Err(Break::Upstream(Box::new(partial), error));
                 }
                 Some(Ok(())) => return Ok(partial),
-                Some(Err(error)) => return Err(Break::Upstream(Box::new(partial), error)),
+                Some(Err(ended)) => return Err(self.ended(partial, origin, &what, &ended)),
             }
+        }
+    }
+
+    fn ended(&self, partial: Partial, origin: Origin, what: &str, ended: &Ended) -> Break {
+        let (partial, upstream) = (Box::new(partial), &self.source.upstream);
+        match (origin, ended) {
+            (Origin::Upstream, Ended::Late(idle)) => {
+                Break::Upstream(partial, upstream.timeout_error(what, *idle))
+            }
+            (Origin::Upstream, Ended::Broken(error)) => {
+                Break::Upstream(partial, upstream.transport_error(what, &**error))
+            }
+            (Origin::Bucket, Ended::Late(idle)) => {
+                let idle = humantime::format_duration(*idle);
+                Break::Bucket(partial, format!("S3 sent nothing for {idle}"))
+            }
+            (Origin::Bucket, Ended::Broken(error)) => Break::Bucket(partial, error.to_string()),
         }
     }
 
@@ -429,17 +552,19 @@ impl Download<'_> {
     async fn batch(
         &self,
         body: &mut BlobBody,
-        what: &str,
-    ) -> (VecDeque<Bytes>, Option<Result<(), UpstreamError>>) {
-        let upstream = &self.source.upstream;
-        let idle = upstream.timeouts().idle;
+        origin: Origin,
+    ) -> (VecDeque<Bytes>, Option<Result<(), Ended>>) {
+        let idle = match origin {
+            Origin::Upstream => self.source.upstream.timeouts().idle,
+            Origin::Bucket => STALL,
+        };
         let mut pieces = VecDeque::new();
         let mut size = 0;
         while size < BATCH {
             let next = if pieces.is_empty() {
                 match tokio::time::timeout(idle, body.next()).await {
                     Ok(next) => next,
-                    Err(_) => return (pieces, Some(Err(upstream.timeout_error(what, idle)))),
+                    Err(_) => return (pieces, Some(Err(Ended::Late(idle)))),
                 }
             } else {
                 match body.next().now_or_never() {
@@ -449,7 +574,7 @@ impl Download<'_> {
             };
             match next {
                 None => return (pieces, Some(Ok(()))),
-                Some(Err(e)) => return (pieces, Some(Err(upstream.transport_error(what, &*e)))),
+                Some(Err(e)) => return (pieces, Some(Err(Ended::Broken(e)))),
                 Some(Ok(data)) => {
                     size += data.len();
                     pieces.push_back(data);

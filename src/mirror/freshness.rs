@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::flight::Flight;
 use super::visibility::Wanted;
 use super::{Mirror, MirrorError, Place, Source, age, manifest_error};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
@@ -55,9 +56,10 @@ impl Mirror {
                             self.admit_anybody(source, Wanted::Manifest(reference.clone()));
                         anybody.await.map_err(manifest_error)?;
                         self.0.metrics.manifest_hits.inc();
+                        self.share_manifest(source, digest);
                         manifest
                     }
-                    None => self.fetch(source, reference).await?,
+                    None => self.fetch(source, reference, None).await?,
                 };
                 Ok(Served {
                     manifest,
@@ -137,15 +139,7 @@ impl Mirror {
         // What may not be given out without asking is as good as not here.
         let usable = cached.is_some() && self.may_be_stale(source).await;
         let Some(cached) = cached.filter(|_| usable) else {
-            return match flight.landed().await {
-                Some(Resolution::Known(Ok(manifest))) => Ok(Served {
-                    manifest,
-                    age: Some(Duration::ZERO),
-                    stale: None,
-                }),
-                Some(Resolution::Known(Err(error))) => Err(error),
-                _ => Err(MirrorError::Abandoned(format!("{}:{tag}", source.stored))),
-            };
+            return self.uncached_tag(source, tag, flight, suspect).await;
         };
         // Counted from when the upstream was asked, not from when this request came: however many
         // wait for a dead upstream, it costs one deadline.
@@ -193,6 +187,48 @@ impl Mirror {
             age: Some(cached.age.unwrap_or_default()),
             stale: Some(stale),
         })
+    }
+
+    /// A tag of which nothing that is here may be given out: what its upstream says, or, where that
+    /// can't be asked, what another mirror of the fleet was told.
+    async fn uncached_tag(
+        &self,
+        source: &Source,
+        tag: &Tag,
+        mut flight: Flight<Resolution>,
+        suspect: bool,
+    ) -> Result<Served, MirrorError> {
+        if self.0.shared.is_some() {
+            let deadline = self.live().freshness.deadline;
+            let left = if suspect { Duration::ZERO } else { deadline };
+            let left = left.saturating_sub(flight.started.elapsed());
+            let answered = flight.state.wait_for(Option::is_some);
+            if tokio::time::timeout(left, answered).await.is_err() {
+                let deadline = humantime::format_duration(deadline);
+                let reason = format!(
+                    "{} did not answer in {deadline}",
+                    source.upstream.registry()
+                );
+                if let Some(served) = self.tag_of_fleet(source, tag, &reason).await {
+                    source.upstream.was_late();
+                    return Ok(served);
+                }
+            }
+        }
+        match flight.landed().await {
+            Some(Resolution::Known(Ok(manifest))) => Ok(Served {
+                manifest,
+                age: Some(Duration::ZERO),
+                stale: None,
+            }),
+            Some(Resolution::Known(Err(error @ MirrorError::Unavailable(_)))) => {
+                let reason = error.to_string();
+                let served = self.tag_of_fleet(source, tag, &reason).await;
+                served.ok_or(error)
+            }
+            Some(Resolution::Known(Err(error))) => Err(error),
+            _ => Err(MirrorError::Abandoned(format!("{}:{tag}", source.stored))),
+        }
     }
 
     async fn cached_tag(
@@ -256,11 +292,13 @@ impl Mirror {
             let moved = self.keep(&places, asked, moving).await;
             if let Err(error) = moved {
                 tracing::warn!(repository = %source.stored, %tag, %error, "a tag could not be kept: {error}");
+            } else {
+                self.share_tag(source, tag, digest);
             }
             return Ok(manifest);
         }
         state.send_replace(Some(Resolution::Changed));
-        self.fetch(source, &reference).await
+        self.fetch(source, &reference, digest).await
     }
 
     /// What an answer to a request for a manifest is about.
@@ -269,18 +307,20 @@ impl Mirror {
             .map(|reference| Place::Manifest(source.stored.clone(), reference))
     }
 
-    /// Fetches a manifest from the upstream, once for everybody who wants it now, and keeps it.
+    /// Fetches a manifest, once for everybody who wants it now, and keeps it: from the fleet's bucket
+    /// or from the upstream, which has perhaps `said` just now what a tag is.
     async fn fetch(
         &self,
         source: &Source,
         reference: &Reference,
+        said: Option<Digest>,
     ) -> Result<Arc<Manifest>, MirrorError> {
         let flight = self
             .0
             .manifests
             .join((source.stored.clone(), reference.clone()), |_| {
                 let (mirror, source, reference) = (self.clone(), source.clone(), reference.clone());
-                async move { Some(mirror.download_manifest(&source, &reference).await) }
+                async move { Some(mirror.download_manifest(&source, &reference, said).await) }
             });
         flight.landed().await.unwrap_or_else(|| {
             Err(MirrorError::Abandoned(format!(
@@ -294,7 +334,16 @@ impl Mirror {
         &self,
         source: &Source,
         reference: &Reference,
+        said: Option<Digest>,
     ) -> Result<Arc<Manifest>, MirrorError> {
+        let asked = Instant::now();
+        if self.0.shared.is_some()
+            && let Some(manifest) = self.shared_manifest(source, reference, said).await?
+        {
+            self.keep_manifest(source, reference, &manifest, asked)
+                .await;
+            return Ok(manifest);
+        }
         self.0.metrics.manifest_misses.inc();
         let asked = Instant::now();
         let fetched = source.upstream.manifest(&source.name, reference).await;
@@ -303,9 +352,9 @@ impl Mirror {
             .metrics
             .fetched_bytes
             .inc_by(fetched.bytes.len() as u64);
-        let (wanted, tag) = match reference {
-            Reference::Digest(digest) => (Some(digest.clone()), None),
-            Reference::Tag(tag) => (fetched.digest, Some(tag.clone())),
+        let wanted = match reference {
+            Reference::Digest(digest) => Some(digest.clone()),
+            Reference::Tag(_) => fetched.digest,
         };
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Digest::of(algorithm, &fetched.bytes);
@@ -319,21 +368,66 @@ impl Mirror {
             MirrorError::Unavailable(source.upstream.protocol_error(&what, &e.to_string()))
         })?;
         let manifest = Arc::new(manifest);
+        self.keep_manifest(source, reference, &manifest, asked)
+            .await;
+        Ok(manifest)
+    }
+
+    /// What the fleet's bucket has of a manifest that may be given to anybody, where it is known
+    /// which one it is.
+    async fn shared_manifest(
+        &self,
+        source: &Source,
+        reference: &Reference,
+        said: Option<Digest>,
+    ) -> Result<Option<Arc<Manifest>>, MirrorError> {
+        let found = match (reference, said) {
+            // The upstream's answer is also about who may see it.
+            (Reference::Tag(_), Some(digest)) => {
+                self.manifest_of_fleet(source, &digest, true).await
+            }
+            (Reference::Digest(digest), _) => {
+                let wanted = Wanted::Manifest(reference.clone());
+                match self.admit_anybody(source, wanted).await {
+                    Ok(()) => self.manifest_of_fleet(source, digest, false).await,
+                    Err(error) if error.is_final() => return Err(manifest_error(error)),
+                    Err(_) => None,
+                }
+            }
+            (Reference::Tag(_), None) => None,
+        };
+        Ok(found)
+    }
+
+    async fn keep_manifest(
+        &self,
+        source: &Source,
+        reference: &Reference,
+        manifest: &Arc<Manifest>,
+        asked: Instant,
+    ) {
         let store = &self.0.store;
+        let tag = match reference {
+            Reference::Tag(tag) => Some(tag),
+            Reference::Digest(_) => None,
+        };
         let size = manifest.bytes.len() as u64;
-        let put = || store.put_manifest(&source.stored, &manifest, tag.as_ref());
+        let put = || store.put_manifest(&source.stored, manifest, tag);
         let places = Self::places(source, reference, &manifest.digest);
         let kept = self.keep(&places, asked, || self.with_room(size, put));
         if let Err(error) = kept.await {
             tracing::error!(repository = %source.stored, %reference, %error, "a manifest could not be kept: {error}");
         } else {
+            match tag {
+                Some(tag) => self.share_tag(source, tag, &manifest.digest),
+                None => self.share_manifest(source, &manifest.digest),
+            }
             if tag.is_none()
                 && let Err(error) = self.keep_described(source, &manifest.digest).await
             {
                 tracing::warn!(repository = %source.stored, %reference, %error, "a tag could not be kept: {error}");
             }
-            self.link_shared(source, &manifest).await;
+            self.link_shared(source, manifest).await;
         }
-        Ok(manifest)
     }
 }

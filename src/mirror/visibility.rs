@@ -92,11 +92,20 @@ impl Mirror {
     }
 
     async fn was_public(&self, repository: &Repository) -> bool {
-        let public = self.0.store.is_public(repository).await;
-        public.unwrap_or_else(|error| {
-            tracing::error!(%repository, %error, "whether it is public can't be read: {error}");
-            false
-        })
+        match self.0.store.is_public(repository).await {
+            Ok(true) => return true,
+            Ok(false) if self.0.store.is_shared(repository) => return false,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%repository, %error, "whether it is public can't be read: {error}");
+                return false;
+            }
+        }
+        // Nothing is noted here, but perhaps by another mirror.
+        match &self.0.shared {
+            Some(shared) => shared.is_public(repository).await,
+            None => false,
+        }
     }
 
     /// Asks as nobody for something of a repository.
@@ -144,6 +153,9 @@ impl Mirror {
             // One after the other, or an older lesson could be the last that is noted.
             let _order = self.0.noting.lock().await;
             if let Some(public) = upstream.learned(name) {
+                if let Some(shared) = &self.0.shared {
+                    shared.learned(stored, public);
+                }
                 let noted = self.with_room(0, || self.0.store.set_public(stored, public));
                 match noted.await {
                     Ok(()) => upstream.noted(name, public),

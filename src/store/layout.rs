@@ -21,7 +21,7 @@
 //!   fills/<alg>/<hex>                                 blobs that are being downloaded
 //!   fills/<alg>/<hex>.synced                          how much of one is on the disk for certain
 //!   referrers/<repository>/_of/<alg>/<hex>            what an upstream last said refers to a manifest
-//!   public/<repository>/_proved                       says that everybody could see a repository
+//!   public/<repository>/_proved                       says that everybody could see a repository; S3: or not
 //!   shared/<repository>/_kept/unproved                says that an account's content was kept there
 //!   hosted/<repository>/_own/pushed                   says that what a repository has was pushed here
 //!   subjects/<repository>/_of/<alg>/<hex>/<alg>/<hex> says that one manifest is about another
@@ -56,6 +56,8 @@ pub const REFERRERS: &str = "registry-agent/referrers";
 pub const SHARED: &str = "registry-agent/shared";
 /// The folder of all repositories of which what they have was pushed here.
 pub const HOSTED: &str = "registry-agent/hosted";
+/// The folder of all repositories, for the notes of whether everybody could see them.
+pub const PUBLIC: &str = "registry-agent/public";
 /// Keys that are written, and removed again, to see whether a bucket obeys conditions.
 pub const PROBES: &str = "registry-agent/probe";
 /// The folder of all repositories of which something was set aside.
@@ -294,7 +296,7 @@ pub fn tag(repository: &Repository, tag: &Tag) -> String {
 /// Says that everybody could see a repository when its upstream was last asked.
 pub fn public(repository: &Repository) -> String {
     // No component of a repository's name can be `_proved`.
-    format!("{OWN}/public/{repository}/_proved")
+    format!("{PUBLIC}/{repository}/_proved")
 }
 
 /// Says that something was kept of a repository that perhaps only an account could see, and that

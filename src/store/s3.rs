@@ -3,7 +3,8 @@
 //! - [`Bucket`] only reads: it has no method that could change anything, and needs no rights but
 //!   `s3:GetObject` and `s3:ListBucket`. [`Writer`] is a bucket that can be written as well.
 //! - A blob is a [`BlobStream`] of parallel ranged requests (`ranges`); lists descend with a
-//!   delimiter (`list`); what is written is seen by nobody before it is whole (`writer`).
+//!   delimiter (`list`); what is written is seen by nobody before it is whole (`writer`); mirrors
+//!   that share a bucket note there what everybody may see (`shared`).
 //! - What is written may be used again (`reuse`), or is removed when nobody needs it (`collect`).
 //! - `client` finds region and credentials, `error` makes sense of what S3 answers.
 
@@ -25,6 +26,7 @@ mod multipart;
 mod presign;
 mod ranges;
 mod reuse;
+mod shared;
 mod width;
 mod writer;
 
@@ -62,6 +64,8 @@ pub struct TagLink {
     pub digest: Digest,
     /// The version of the tag itself.
     pub etag: ETag,
+    /// When it was last written, where the store says so.
+    pub modified: Option<SystemTime>,
 }
 
 /// What has become of a tag since it was read.
@@ -176,9 +180,14 @@ impl Bucket {
         Ok(match self.fetch(&path, LINK_LIMIT, known).await? {
             Fetched::Absent => Tagged::Absent,
             Fetched::Unchanged => Tagged::Unchanged,
-            Fetched::Found { bytes, etag, .. } => Tagged::Changed(TagLink {
+            Fetched::Found {
+                bytes,
+                etag,
+                modified,
+            } => Tagged::Changed(TagLink {
                 digest: self.digest(&path, &bytes)?,
                 etag,
+                modified,
             }),
         })
     }
@@ -382,10 +391,11 @@ impl Bucket {
                 Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
             }
         }
+        let modified = object.last_modified.and_then(|at| at.try_into().ok());
         Ok(Fetched::Found {
             bytes: bytes.freeze(),
+            modified,
             etag: ETag(object.e_tag.unwrap_or_default()),
-            modified: object.last_modified.and_then(|at| at.try_into().ok()),
         })
     }
 

@@ -67,16 +67,21 @@ impl Cloud {
     }
 
     fn setup(&self, role: &str) -> Setup {
-        // The standard chain, by its first link.
-        self.without_keys(role)
-            .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .environment("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            .environment("AWS_EC2_METADATA_DISABLED", "true")
+        with_keys(self.without_keys(role))
     }
 
     /// One that has yet to find its credentials.
     pub fn without_keys(&self, role: &str) -> Setup {
-        let setup = Setup::new();
+        let setup = Setup::new().set("upstreams", Value::Null).set("role", role);
+        self.of_bucket(setup)
+    }
+
+    /// The same agent with the bucket for its storage, and its folder for the cache in front of it.
+    pub fn over_bucket(&self, setup: Setup) -> Setup {
+        with_keys(self.of_bucket(setup))
+    }
+
+    fn of_bucket(&self, setup: Setup) -> Setup {
         let cache = setup.folder().join("store");
         let storage = json!({
             "s3": {
@@ -87,9 +92,14 @@ impl Cloud {
             },
             "cache": { "root": cache, "limit": "100%" },
         });
-        setup
-            .set("role", role)
-            .set("upstreams", Value::Null)
-            .set("storage", storage)
+        setup.set("storage", storage)
     }
+}
+
+/// The standard chain, by its first link.
+fn with_keys(setup: Setup) -> Setup {
+    setup
+        .environment("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .environment("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        .environment("AWS_EC2_METADATA_DISABLED", "true")
 }

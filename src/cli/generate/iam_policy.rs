@@ -28,7 +28,7 @@ enum PolicyRole {
     Reader,
     /// Reads, writes and deletes
     Writer,
-    /// Reads and writes what it has fetched, and deletes nothing of it
+    /// Reads and writes what mirrors share, and deletes nothing of it
     Mirror,
 }
 
@@ -59,6 +59,10 @@ fn policy(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -
         list["Condition"] = json!({ "StringLike": { "s3:prefix": [keys] } });
     }
     let mut statements = vec![allow("Read", &["s3:GetObject"], &content), list];
+    if role == PolicyRole::Mirror {
+        let noted = ["s3:GetObject", "s3:PutObject"];
+        statements.push(allow("NoteWhatIsPublic", &noted, &within(layout::PUBLIC)));
+    }
     if role != PolicyRole::Reader {
         let mut actions = vec!["s3:PutObject", "s3:AbortMultipartUpload"];
         if role == PolicyRole::Writer {
@@ -107,6 +111,7 @@ mod tests {
 
     const BUCKET: &str = "arn:aws:s3:::images";
     const CONTENT: &str = "arn:aws:s3:::images/docker/registry/v2/*";
+    const NOTES: &str = "arn:aws:s3:::images/registry-agent/public/*";
     const PROBES: &str = "arn:aws:s3:::images/registry-agent/probe/*";
 
     #[test]
@@ -130,7 +135,9 @@ mod tests {
             ("s3:DeleteObject", PROBES),
             ("s3:ListBucketMultipartUploads", BUCKET),
         ]);
-        assert_eq!(mirror, wanted);
+        let mut of_mirror = wanted.clone();
+        of_mirror.extend(pairs(&[("s3:GetObject", NOTES), ("s3:PutObject", NOTES)]));
+        assert_eq!(mirror, of_mirror);
         wanted.extend(pairs(&[("s3:DeleteObject", CONTENT)]));
         assert_eq!(writer, wanted);
     }

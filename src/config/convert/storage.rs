@@ -26,11 +26,6 @@ impl Conversion<'_> {
             return self.refuse(&here, message);
         }
         if let Some(bucket) = bucket {
-            if role == Role::Mirror {
-                let message = "a mirror of this version keeps what it fetches in \
-                               `storage.filesystem`; a bucket is for the roles reader and writer";
-                self.refuse::<()>(&here.key("s3"), message);
-            }
             let bucket = self.bucket(&here.key("s3"), bucket);
             let cache = self.folder(&here.key("cache").key("root"), cache);
             return Some(Storage::S3 {

@@ -128,7 +128,7 @@ impl Bucket {
     }
 
     /// Whether there is any key in a folder, however deep.
-    async fn is_folder(&self, folder: &str) -> Result<bool, BucketError> {
+    pub(super) async fn is_folder(&self, folder: &str) -> Result<bool, BucketError> {
         let listing = self.list_with(folder, None, Some(1), None).await?;
         Ok(!listing.files.is_empty())
     }

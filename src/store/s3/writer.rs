@@ -60,7 +60,7 @@ impl Deref for Writer {
 
 /// What has to be true of a key for it to be written.
 #[derive(Debug, Clone, Copy)]
-enum Condition<'a> {
+pub(super) enum Condition<'a> {
     /// Nothing.
     Always,
     /// It is not there.
@@ -139,9 +139,23 @@ impl Writer {
     }
 
     /// Brings a file to the bucket as a blob, straight to its final key, unless it is there with the
-    /// same size already, where it is in use from now on; says whether it was sent. That its bytes are what `digest` says is for the
-    /// caller to have seen. Who stops waiting leaves nothing behind.
+    /// same size already, where it is in use from now on; says whether it was sent. That its bytes are
+    /// what `digest` says is for the caller to have seen. Who stops waiting leaves nothing behind.
     pub async fn put_blob(&self, path: &Path, digest: &Digest) -> Result<bool, BucketError> {
+        self.bring_blob(path, digest, false).await
+    }
+
+    /// The same in place of what is there, which is not what its digest says.
+    pub async fn replace_blob(&self, path: &Path, digest: &Digest) -> Result<(), BucketError> {
+        self.bring_blob(path, digest, true).await.map(drop)
+    }
+
+    async fn bring_blob(
+        &self,
+        path: &Path,
+        digest: &Digest,
+        replace: bool,
+    ) -> Result<bool, BucketError> {
         let failed = |source: std::io::Error| BucketError::File {
             path: path.to_owned(),
             source: Arc::new(source),
@@ -158,7 +172,7 @@ impl Writer {
             .await
             .unwrap_or_else(|e| Err(std::io::Error::other(e)));
         let (file, size) = opened.map_err(failed)?;
-        if self.use_or_miss(digest).await? == Some(size) {
+        if !replace && self.use_or_miss(digest).await? == Some(size) {
             return Ok(false);
         }
         let path_of_blob = layout::blob(digest);
@@ -289,7 +303,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn put(
+    pub(super) async fn put(
         &self,
         path: &str,
         bytes: Bytes,
