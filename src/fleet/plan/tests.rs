@@ -76,6 +76,7 @@ fn driver(state: &str, peers: &[&'static str]) -> Driver {
                 provider: DnsProvider::Route53 {
                     zone: "Z1".to_owned(),
                     policy: DnsPolicy::Multivalue,
+                    health_check: None,
                 },
             }),
             ..FleetSettings::default()
@@ -113,8 +114,10 @@ fn record(owner: &str) -> Record {
     Record {
         identifier: Some(format!("ra/mirrors/{owner}")),
         addresses: vec![IpAddr::from([192, 0, 2, 9])],
+        target: None,
         ttl: Duration::from_secs(30),
         routing: Routing::Multivalue,
+        health_check: None,
     }
 }
 
