@@ -386,13 +386,7 @@ async fn a_refusal_says_what_is_wrong_with_the_key_and_never_the_key() {
     let other = "b3RoZXJzZWNyZXRvdGhlcnNlY3JldG90aGVyc2VjcmU=";
     let sha256 = TsigAlgorithm::HmacSha256;
     for (key, algorithm, secret, code, words) in [
-        (
-            "nobody",
-            sha256,
-            SECRET,
-            "BADKEY",
-            "does not know a key nobody",
-        ),
+        ("nobody", sha256, SECRET, "BADKEY", "has no key nobody"),
         (
             "agent",
             TsigAlgorithm::HmacSha512,
@@ -420,16 +414,22 @@ async fn a_refusal_says_what_is_wrong_with_the_key_and_never_the_key() {
         }
         assert!(!format!("{dns:?}").contains(secret));
     }
-    // A key that is known, and may not.
-    let dns = agent(&knot.settings_with("somebody", sha256, SECRET)).await;
+    // A key that is known, and may not: no change at all, or not of this name.
     let wanted = [record("i-1", &["192.0.2.1"])];
+    let dns = agent(&knot.settings_with("somebody", sha256, SECRET)).await;
+    let error = dns.write_own(&id("i-1"), &wanted).await.unwrap_err();
+    assert!(error.to_string().contains("somebody"), "{error}");
+    let mut settings = knot.settings();
+    settings.name = "www.example.com".to_owned();
+    let dns = agent(&settings).await;
     let error = dns.write_own(&id("i-1"), &wanted).await.unwrap_err();
     let error = error.to_string();
+    assert!(error.contains("REFUSED"), "{error}");
     assert!(
-        error.contains("somebody") && error.contains(MARKS),
+        error.contains("TXT at _registry-agent.www.example.com"),
         "{error}"
     );
-    assert!(knot.lines(NAME).is_empty());
+    assert!(knot.lines(NAME).is_empty() && knot.lines("www.example.com").is_empty());
 }
 
 #[tokio::test]

@@ -287,7 +287,7 @@ impl Conversion<'_> {
         let cname = said
             .cname
             .map(|cname| self.host_name(&here.key("cname"), &cname));
-        if cname.is_some() && name == zone {
+        if cname.is_some() && name.is_some() && name == zone {
             let message = "can't be at the zone's own name, which holds other records: use a name \
                            below it";
             self.refuse::<()>(&here.key("cname"), message);

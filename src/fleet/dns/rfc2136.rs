@@ -354,11 +354,11 @@ enum At {
 
 fn key_advice(code: &str, key: &str) -> String {
     match code {
-        "BADKEY" => {
-            format!(
-                "the server does not know a key {key} of that algorithm: check both in its configuration"
-            )
-        }
+        // knot says the same of a key that it knows and no rule of the zone names.
+        "BADKEY" => format!(
+            "the server has no key {key} of that algorithm, or no rule that lets it change the \
+             zone: check both in its configuration"
+        ),
         "BADSIG" => {
             format!("the server's secret of the key {key} is another: check tsig.secret_file")
         }

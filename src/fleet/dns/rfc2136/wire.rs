@@ -138,3 +138,104 @@ fn refused(error: TsigError, signature: &TSIG, here: u64) -> Failure {
         TsigError::Unknown(code) => Failure::Key(format!("TSIG error {code}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{OpCode, Query};
+    use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
+    use hickory_proto::rr::{Name, RecordType, TSigResponseContext};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn signer(secret: &[u8]) -> TSigner {
+        let name = Name::from_ascii("agent.").unwrap();
+        TSigner::new(secret.to_vec(), TsigAlgorithm::HmacSha256, name, 300).unwrap()
+    }
+
+    /// What becomes of a question that is answered so: by which answer, signed by whom, at what
+    /// time, and with what error.
+    async fn asked(
+        change: impl Fn(&mut Message) + Send + 'static,
+        signed: Option<(&'static [u8], u64, Option<TsigError>)>,
+    ) -> Result<Message, Failure> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut question = vec![0; stream.read_u16().await.unwrap().into()];
+            stream.read_exact(&mut question).await.unwrap();
+            let question = Message::from_vec(&question).unwrap();
+            let mut answer = Message::response(question.metadata.id, OpCode::Query);
+            change(&mut answer);
+            if let Some((secret, time, error)) = signed {
+                let mac = question.signature().unwrap().data.mac.clone();
+                let id = question.metadata.id;
+                let context = TSigResponseContext::new(id, time, signer(secret), mac, error);
+                let bytes = answer.to_vec().unwrap();
+                answer.set_signature(context.sign(&bytes).unwrap());
+            }
+            let answer = answer.to_vec().unwrap();
+            let length = u16::try_from(answer.len()).unwrap();
+            stream.write_u16(length).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        });
+        let mut message = Message::query();
+        let name = Name::from_ascii("fleet.example.com.").unwrap();
+        message.add_query(Query::query(name, RecordType::A));
+        let mut connection = Connection::open(address).await.unwrap();
+        connection.ask(message, &signer(b"secret")).await
+    }
+
+    fn now() -> u64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs()
+    }
+
+    #[tokio::test]
+    async fn only_a_signed_answer_to_the_question_counts() {
+        let good = Some((&b"secret"[..], now(), None));
+        asked(|_| {}, good).await.unwrap();
+        let unsigned = asked(|_| {}, None).await;
+        assert!(matches!(unsigned, Err(Failure::Unsigned)), "{unsigned:?}");
+        for (change, signed) in [
+            // Somebody else's key of the same name.
+            (None, Some((&b"another"[..], now(), None))),
+            // Signed an hour ago.
+            (None, Some((&b"secret"[..], now() - 3600, None))),
+            (Some(true), good),
+            (Some(false), good),
+        ] {
+            let answer = asked(
+                move |answer| match change {
+                    Some(true) => answer.metadata.id ^= 1,
+                    Some(false) => answer.metadata.truncation = true,
+                    None => {}
+                },
+                signed,
+            )
+            .await;
+            assert!(matches!(answer, Err(Failure::Malformed(_))), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_needs_no_signature_and_a_clock_that_is_off_is_told() {
+        let code = ResponseCode::Refused;
+        let refused = asked(move |answer| answer.metadata.response_code = code, None).await;
+        assert!(
+            matches!(refused, Err(Failure::Code(ResponseCode::Refused))),
+            "{refused:?}"
+        );
+        let an_hour_on = now() + 3600;
+        let signed = Some((&b"secret"[..], an_hour_on, Some(TsigError::BadTime)));
+        let late = asked(|_| {}, signed).await;
+        let Err(Failure::Clock { server, here }) = late else {
+            panic!("{late:?}");
+        };
+        assert_eq!(server, an_hour_on);
+        assert!(here.abs_diff(now()) < 60);
+    }
+}
