@@ -27,11 +27,11 @@ pub use error::Errors;
 pub use limit::CacheLimit;
 pub use schema::schema;
 pub use settings::{
-    AccessKeys, AdminAddress, AuthSettings, AutoscalingSettings, ClientSettings, Credentials,
-    DnsPolicy, DnsProvider, DnsSettings, DockerSettings, Drift, Encryption, FleetSettings,
-    Freshness, HealthSettings, HostSettings, HostedSettings, LoadBalancerSettings, LogFormat,
-    LogLevel, LogSettings, Manage, Members, Pull, Restart, Role, S3Settings, Secret, Serving,
-    Settings, Sparse, Storage, Timeouts, TlsSettings, TsigAlgorithm, TsigSettings,
+    AccessKeys, AdminAddress, AliasTarget, AuthSettings, AutoscalingSettings, ClientSettings,
+    Credentials, DnsPolicy, DnsProvider, DnsSettings, DockerSettings, Drift, Encryption,
+    FleetSettings, Freshness, HealthSettings, HostSettings, HostedSettings, LoadBalancerSettings,
+    LogFormat, LogLevel, LogSettings, Manage, Members, Pull, Restart, Role, S3Settings, Secret,
+    Serving, Settings, Sparse, Storage, Timeouts, TlsSettings, TsigAlgorithm, TsigSettings,
     UpstreamSettings,
 };
 pub use source::{DEFAULT_FILE, Sources};

@@ -6,6 +6,7 @@
 //!   has to be looked at next out. It has no clock and no randomness of its own.
 //! - [`memory`] is what one plan leaves to the next. A part of it outlives the process, and is on
 //!   the disk before the plan that made it is carried out.
+//! - [`dns`] looks at the name that clients resolve, and changes it.
 //! - [`rank`] says who of several instances acts first, without a word between them.
 //!
 //! Whoever drives it does this for ever: read [`memory::Kept`]; look at what the last plan says is
@@ -16,6 +17,7 @@
 
 use crate::config::FleetSettings;
 
+pub mod dns;
 pub mod facts;
 pub mod memory;
 pub mod plan;

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use super::settings::{Drift, LogFormat, LogLevel, Pull, Restart, Role, Secret, Sparse};
 
 pub(super) use fleet::{
-    AutoscalingFragment, DnsFragment, FleetFragment, LoadBalancerFragment, Rfc2136Fragment,
-    Route53Fragment, TsigFragment,
+    AliasFragment, AutoscalingFragment, DnsFragment, FleetFragment, LoadBalancerFragment,
+    PolicyFragment, Rfc2136Fragment, Route53Fragment, TsigFragment,
 };
 
 /// The configuration of registry-agent: `/etc/registry-agent/config.yaml`, the files in

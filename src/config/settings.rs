@@ -16,8 +16,8 @@ use super::limit::CacheLimit;
 use crate::oci::{Patterns, RegistryHost};
 
 pub use fleet::{
-    AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings, LoadBalancerSettings,
-    Members, TsigAlgorithm, TsigSettings,
+    AliasTarget, AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings,
+    LoadBalancerSettings, Members, TsigAlgorithm, TsigSettings,
 };
 
 /// Everything the agent was told, checked. Each field's default is what runs with no file at all.

@@ -341,7 +341,7 @@ pub enum TargetState {
     Draining,
 }
 
-/// This instance's own records of the name.
+/// This instance's own records of the name; where the name leads to the load balancer, the fleet's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OwnRecords {
@@ -366,14 +366,21 @@ pub struct Records {
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// Whose it is: Route 53's set identifier, or the `id=` of the TXT that was written with it
-    /// (RFC 2136). Ours are `ra/<group>/<instance-id>`; any other is never touched.
+    /// (RFC 2136). Ours are `ra/<group>/<instance-id>`, and `ra/<group>` for the one that leads to
+    /// the load balancer; any other is never touched.
     pub identifier: Option<String>,
     /// Its addresses, all of one family.
     pub addresses: Vec<IpAddr>,
-    /// How long resolvers keep it.
+    /// The load balancer's name, which it leads to instead of addresses: an alias, or a CNAME.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// How long resolvers keep it; zero where its target says that.
     pub ttl: Duration,
     /// How Route 53 chooses between it and others of the name.
     pub routing: Routing,
+    /// The id of Route 53's health check that it depends on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<String>,
 }
 
 impl Record {

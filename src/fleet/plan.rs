@@ -115,7 +115,7 @@ pub enum Action {
     DeregisterTarget,
     /// UPSERT, or an UPDATE that adds: these are then this instance's only records of the name.
     WriteOwnRecords {
-        /// One for each family.
+        /// One for each family, or the one that leads to the load balancer.
         records: Vec<Record>,
     },
     /// An exact DELETE of one record set: if it is not exactly so any more, nothing is deleted, and

@@ -141,6 +141,7 @@ impl Scenario {
                 provider: DnsProvider::Route53 {
                     zone: "Z1".to_owned(),
                     policy: DnsPolicy::Multivalue,
+                    health_check: None,
                 },
             }),
             ..FleetSettings::default()

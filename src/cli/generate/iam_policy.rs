@@ -1,25 +1,30 @@
-//! The least IAM policy for a bucket.
+//! The least IAM policy for a bucket, and for an instance of a fleet.
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::store::layout::{self, Prefix};
 
+mod fleet;
+
 /// Which policy is wanted.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true)))]
 pub(in crate::cli) struct Wanted {
     /// For which role
     #[arg(long, value_enum)]
     role: PolicyRole,
     /// The bucket's name
-    #[arg(long)]
-    bucket: String,
+    #[arg(long, group = "what")]
+    bucket: Option<String>,
     /// What stands before `docker/registry/v2` in every key (`storage.s3.prefix`)
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", requires = "bucket")]
     prefix: String,
     /// The ARN of the KMS key that the bucket, or `storage.s3.encryption`, encrypts with
-    #[arg(long, value_name = "ARN")]
+    #[arg(long, value_name = "ARN", requires = "bucket")]
     kms_key: Option<String>,
+    #[command(flatten)]
+    fleet: fleet::Wanted,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -34,24 +39,31 @@ enum PolicyRole {
 
 /// The policy as JSON, indented.
 pub(super) fn print(wanted: &Wanted) -> String {
-    let Wanted {
-        role,
-        bucket,
-        prefix,
-        kms_key,
-    } = wanted;
-    let policy = policy(*role, bucket, prefix, kms_key.as_deref());
+    let mut statements = Vec::new();
+    if let Some(bucket) = &wanted.bucket {
+        let kms_key = wanted.kms_key.as_deref();
+        statements = of_a_bucket(wanted.role, bucket, &wanted.prefix, kms_key);
+    }
+    statements.extend(fleet::statements(&wanted.fleet));
+    let policy = policy(&statements);
     format!("{policy:#}\n")
 }
 
-/// The policy of a role. Source: AWS service authorization reference, "Actions, resources, and
-/// condition keys for Amazon S3".
-fn policy(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -> Value {
+fn policy(statements: &[Value]) -> Value {
+    json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+fn allow(sid: &str, actions: &[&str], resource: &str) -> Value {
+    json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource })
+}
+
+/// What a role needs of a bucket. Source: AWS service authorization reference, "Actions, resources,
+/// and condition keys for Amazon S3".
+fn of_a_bucket(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -> Vec<Value> {
     let prefix = Prefix::new(prefix);
     let whole = format!("arn:aws:s3:::{bucket}");
     let within = |folder: &str| format!("{whole}/{}/*", prefix.key(folder));
     let content = within(layout::V2);
-    let allow = |sid: &str, actions: &[&str], resource: &str| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource });
     let mut list = allow("List", &["s3:ListBucket"], &whole);
     if !prefix.as_str().is_empty() {
         // The rest of the bucket is somebody else's.
@@ -81,7 +93,7 @@ fn policy(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -
         }
         statements.push(allow("Keys", &actions, key));
     }
-    json!({ "Version": "2012-10-17", "Statement": statements })
+    statements
 }
 
 #[cfg(test)]
@@ -89,6 +101,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    fn policy(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&str>) -> Value {
+        super::policy(&of_a_bucket(role, bucket, prefix, kms_key))
+    }
 
     /// Every action that a policy allows, beside what it allows it on.
     fn allowed(policy: &Value) -> BTreeSet<(String, String)> {

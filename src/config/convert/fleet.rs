@@ -9,12 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::super::error::{KeyPath, quoted};
 use super::super::fragment::{
-    AutoscalingFragment, DnsFragment, FleetFragment, LoadBalancerFragment, Rfc2136Fragment,
-    Route53Fragment, TsigFragment,
+    AliasFragment, AutoscalingFragment, DnsFragment, FleetFragment, LoadBalancerFragment,
+    PolicyFragment, Rfc2136Fragment, Route53Fragment, TsigFragment,
 };
 use super::super::settings::{
-    AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings, LoadBalancerSettings,
-    Members, TsigAlgorithm, TsigSettings,
+    AliasTarget, AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings,
+    LoadBalancerSettings, Members, TsigAlgorithm, TsigSettings,
 };
 use super::Conversion;
 use crate::oci::ImageName;
@@ -23,6 +23,8 @@ use crate::oci::ImageName;
 const DNS_PORT: u16 = 53;
 /// How long resolvers keep an answer, in seconds.
 const DEFAULT_TTL: u64 = 30;
+/// Bytes of a name: 253, less `_registry-agent.`.
+const LONGEST_NAME: usize = 237;
 /// A name that is kept for longer can't be left within a hook's longest time.
 const LONGEST_TTL: Duration = Duration::from_hours(1);
 
@@ -174,30 +176,81 @@ impl Conversion<'_> {
 
     fn route53(&mut self, said: Route53Fragment) -> Option<DnsSettings> {
         let here = KeyPath::of("fleet.dns.route53");
-        let is_id = |id: &str| {
-            (1..=32).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric())
-        };
-        let zone = match self.required(&here, "zone", said.zone) {
-            Some(zone) if is_id(&zone) => Some(zone),
-            Some(zone) => {
-                let message = format!(
-                    "{} is not a hosted zone's id: must be letters and digits, such as \
-                     Z0123456789ABCDEFGHIJ",
-                    quoted(&zone)
-                );
-                self.refuse(&here.key("zone"), message)
-            }
-            None => None,
-        };
+        let zone = self.hosted_zone(&here, said.zone);
         let (name, ttl) = self.name_and_ttl(&here, said.name, said.ttl);
-        let policy = said.policy.unwrap_or(DnsPolicy::Multivalue);
+        let policy = said.policy.unwrap_or(PolicyFragment::Multivalue);
+        let balanced = policy == PolicyFragment::Alias;
+        if balanced && said.health_check.is_some() {
+            let message = "is about an instance's record, and with `policy: alias` there is none";
+            self.refuse::<()>(&here.key("health_check"), message);
+        }
+        if !balanced && said.alias.is_some() {
+            let message = "says where an alias leads, and without `policy: alias` there is none";
+            self.refuse::<()>(&here.key("alias"), message);
+        }
+        let health_check = said
+            .health_check
+            .map(|id| self.health_check(&here.key("health_check"), id));
+        let policy = match policy {
+            PolicyFragment::Multivalue => Some(DnsPolicy::Multivalue),
+            PolicyFragment::Weighted => Some(DnsPolicy::Weighted),
+            PolicyFragment::Alias => self.alias(&here, said.alias).map(DnsPolicy::Alias),
+        };
         Some(DnsSettings {
             name: name?,
             ttl: ttl?,
             provider: DnsProvider::Route53 {
                 zone: zone?,
-                policy,
+                policy: policy?,
+                health_check: match health_check {
+                    Some(id) => Some(id?),
+                    None => None,
+                },
             },
+        })
+    }
+
+    fn hosted_zone(&mut self, here: &KeyPath, said: Option<String>) -> Option<String> {
+        let is_id = |id: &str| {
+            (1..=32).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric())
+        };
+        let zone = self.required(here, "zone", said)?;
+        if is_id(&zone) {
+            return Some(zone);
+        }
+        let message = format!(
+            "{} is not a hosted zone's id: must be letters and digits, such as \
+             Z0123456789ABCDEFGHIJ",
+            quoted(&zone)
+        );
+        self.refuse(&here.key("zone"), message)
+    }
+
+    fn health_check(&mut self, here: &KeyPath, id: String) -> Option<String> {
+        let fits = |c: char| c.is_ascii_hexdigit() || c == '-';
+        if (1..=64).contains(&id.len()) && id.chars().all(fits) {
+            return Some(id);
+        }
+        let message = format!(
+            "{} is not a health check's id, such as 0123abcd-0123-4567-89ab-0123456789ab",
+            quoted(&id)
+        );
+        self.refuse(here, message)
+    }
+
+    fn alias(&mut self, route53: &KeyPath, said: Option<AliasFragment>) -> Option<AliasTarget> {
+        let here = route53.key("alias");
+        if said.is_none() && self.complete {
+            let message = "`alias` is missing: the load balancer that `policy: alias` leads to";
+            return self.refuse(route53, message);
+        }
+        let said = said?;
+        let name = self.required(&here, "name", said.name);
+        let name = name.and_then(|name| self.host_name(&here.key("name"), &name));
+        let zone = self.hosted_zone(&here, said.zone);
+        Some(AliasTarget {
+            name: name?,
+            zone: zone?,
         })
     }
 
@@ -224,6 +277,21 @@ impl Conversion<'_> {
             let message = format!("{} is not within the zone {zone}", quoted(name));
             self.refuse::<()>(&here.key("name"), message);
         }
+        // So that there is room for the name of its TXT records.
+        if let Some(name) = &name
+            && name.len() > LONGEST_NAME
+        {
+            let message = format!("is longer than {LONGEST_NAME} bytes");
+            self.refuse::<()>(&here.key("name"), message);
+        }
+        let cname = said
+            .cname
+            .map(|cname| self.host_name(&here.key("cname"), &cname));
+        if cname.is_some() && name.is_some() && name == zone {
+            let message = "can't be at the zone's own name, which holds other records: use a name \
+                           below it";
+            self.refuse::<()>(&here.key("cname"), message);
+        }
         let tsig = self.tsig(&here, said.tsig);
         Some(DnsSettings {
             name: name?,
@@ -232,6 +300,10 @@ impl Conversion<'_> {
                 server: server?,
                 zone: zone?,
                 tsig: tsig?,
+                cname: match cname {
+                    Some(cname) => Some(cname?),
+                    None => None,
+                },
             },
         })
     }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::settings::{DnsPolicy, TsigAlgorithm};
+use super::super::settings::TsigAlgorithm;
 
 /// How this host takes part in a fleet of mirrors. Without `autoscaling` and `peers` it takes part
 /// in none.
@@ -85,14 +85,44 @@ pub(crate) struct Route53Fragment {
     /// The id of its hosted zone, public or private.
     #[schemars(example = &"Z0123456789ABCDEFGHIJ")]
     pub zone: Option<String>,
-    /// The name. It holds a record for each instance, by set identifiers of the agents' own.
+    /// The name. It holds records with set identifiers of the agents' own, and no others.
     #[schemars(example = &"docker-mirror.example.com")]
     pub name: Option<String>,
-    /// Whether an answer has up to eight instances, or one. Default: multivalue.
-    pub policy: Option<DnsPolicy>,
+    /// What the name holds. Default: multivalue.
+    pub policy: Option<PolicyFragment>,
+    /// For `alias`: the load balancer.
+    pub alias: Option<AliasFragment>,
+    /// The id of a Route 53 health check that this instance's record depends on. Its checkers are
+    /// outside of any VPC, so one that asks a private address fails for ever. Default: none.
+    #[schemars(example = &"0123abcd-0123-4567-89ab-0123456789ab")]
+    pub health_check: Option<String>,
     /// How long resolvers keep an answer. Default: 30s.
     #[schemars(example = &"30s")]
     pub ttl: Option<String>,
+}
+
+/// What the name holds.
+#[derive(Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicyFragment {
+    /// A record for each instance; an answer has up to eight of them.
+    Multivalue,
+    /// A record for each instance, all of the same weight; an answer has one of them.
+    Weighted,
+    /// One record, an alias of the load balancer: instances are found through that alone.
+    Alias,
+}
+
+/// The load balancer that an alias leads to.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AliasFragment {
+    /// Its DNS name. If it begins with `dualstack.`, the alias is of type AAAA as well as A.
+    #[schemars(example = &"internal-mirrors-1234567890.eu-west-1.elb.amazonaws.com")]
+    pub name: Option<String>,
+    /// Its canonical hosted zone's id, which is Amazon's.
+    #[schemars(example = &"Z32O12XQLNTSW2")]
+    pub zone: Option<String>,
 }
 
 /// The fleet's name, in any DNS server that takes signed UPDATEs (RFC 2136).
@@ -105,9 +135,13 @@ pub(crate) struct Rfc2136Fragment {
     /// The zone.
     #[schemars(example = &"example.com")]
     pub zone: Option<String>,
-    /// The name, within the zone.
+    /// The name, within the zone. TXT records at `_registry-agent.<name>` say what of it is whose.
     #[schemars(example = &"docker-mirror.example.com")]
     pub name: Option<String>,
+    /// A load balancer's name: the name is then an alias of it (CNAME), and not the instances' own.
+    /// Default: none, so the name holds the addresses of the instances.
+    #[schemars(example = &"balancer.example.net")]
+    pub cname: Option<String>,
     /// How long resolvers keep an answer. Default: 30s.
     #[schemars(example = &"30s")]
     pub ttl: Option<String>,

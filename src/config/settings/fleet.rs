@@ -78,6 +78,20 @@ pub struct DnsSettings {
     pub provider: DnsProvider,
 }
 
+impl DnsSettings {
+    /// The load balancer's name, where the fleet's name leads to it and not to the instances.
+    pub fn load_balancer(&self) -> Option<&str> {
+        match &self.provider {
+            DnsProvider::Route53 {
+                policy: DnsPolicy::Alias(target),
+                ..
+            } => Some(&target.name),
+            DnsProvider::Route53 { .. } => None,
+            DnsProvider::Rfc2136 { cname, .. } => cname.as_deref(),
+        }
+    }
+}
+
 /// Who changes the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DnsProvider {
@@ -87,6 +101,8 @@ pub enum DnsProvider {
         zone: String,
         /// What the name holds.
         policy: DnsPolicy,
+        /// The id of the health check that this instance's record depends on.
+        health_check: Option<String>,
     },
     /// A server that takes signed UPDATEs (RFC 2136, RFC 8945).
     Rfc2136 {
@@ -96,17 +112,30 @@ pub enum DnsProvider {
         zone: String,
         /// The key that signs.
         tsig: TsigSettings,
+        /// The load balancer's name, where the name is an alias of it (CNAME).
+        cname: Option<String>,
     },
 }
 
 /// What a Route 53 name holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DnsPolicy {
     /// A record for each instance; an answer has up to eight of them.
     Multivalue,
     /// A record for each instance, all of the same weight; an answer has one of them.
     Weighted,
+    /// One record, an alias of the load balancer.
+    Alias(AliasTarget),
+}
+
+/// What an alias leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasTarget {
+    /// The load balancer's DNS name, in lower case, without a dot at its end. One that begins with
+    /// `dualstack.` has IPv6 addresses as well.
+    pub name: String,
+    /// The id of the hosted zone that this name is in, which is Amazon's.
+    pub zone: String,
 }
 
 /// A key that signs UPDATEs.

@@ -14,6 +14,8 @@ use crate::config::{DnsPolicy, DnsProvider};
 const SETTLES: Duration = Duration::from_secs(2);
 /// How often something that is on its way is looked at.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
+/// Whose turn it is to write the one record that leads to the load balancer.
+const SHARED: &str = "shared record";
 /// A peer's answer is as good as new for so long.
 const FRESH: Duration = Duration::from_secs(30);
 
@@ -53,7 +55,7 @@ impl Turn<'_> {
     /// than none. A load balancer needs no telling: it asks this instance itself, and fails open.
     pub(super) fn step_back(&mut self, why: &str) {
         let now = self.facts.now;
-        if self.settings.dns.is_none() || self.memory.record_gone.is_some() {
+        if !self.has_own_records() || self.memory.record_gone.is_some() {
             return;
         }
         let since = *self.memory.step_back_since.get_or_insert(now);
@@ -80,8 +82,49 @@ impl Turn<'_> {
             && owners.any(|owner| owner != self.facts.own.id && peers.is.ready.contains(&owner))
     }
 
+    /// Whether the name holds records of this instance's own.
+    pub(super) fn has_own_records(&self) -> bool {
+        let dns = self.settings.dns.as_ref();
+        dns.is_some_and(|dns| dns.load_balancer().is_none())
+    }
+
+    /// Sees to the one record that leads to the load balancer: all agree on it, anybody writes it,
+    /// and nobody takes it away. That it can't be written keeps no instance out of the load
+    /// balancer, where they are found.
+    fn keep_shared_record(&mut self) {
+        let since = self
+            .last_attempt(Try::OwnRecord)
+            .map_or(Duration::ZERO, |at| at + SETTLES);
+        if !self.need(Look::OwnRecords, since) {
+            return;
+        }
+        let Some(seen) = &self.facts.own_records else {
+            return;
+        };
+        let wanted = self.own_records();
+        if same(&seen.is.records, &wanted) {
+            self.settled(Try::OwnRecord);
+            self.memory.turns.remove(SHARED);
+            self.every(Look::OwnRecords, self.own_look());
+            return;
+        }
+        if self.is_my_turn(SHARED) {
+            let action = Action::WriteOwnRecords { records: wanted };
+            let why = "the name does not lead to the load balancer";
+            self.attempt(Try::OwnRecord, action, why);
+        }
+        // Somebody else may have written it by the time that it is this one's turn.
+        let last = self.last_attempt(Try::OwnRecord);
+        let again = last.map_or(seen.at + ON_ITS_WAY, |at| at + SETTLES);
+        self.need(Look::OwnRecords, again);
+    }
+
     fn advertise_records(&mut self) -> bool {
         if self.settings.dns.is_none() {
+            return true;
+        }
+        if !self.has_own_records() {
+            self.keep_shared_record();
             return true;
         }
         let since = self
@@ -116,7 +159,7 @@ impl Turn<'_> {
     }
 
     fn withdraw_records(&mut self) {
-        if self.settings.dns.is_none() {
+        if !self.has_own_records() {
             return;
         }
         let since = self
@@ -232,22 +275,40 @@ impl Turn<'_> {
         }
     }
 
-    /// What the name should hold of this instance: a record for each family.
+    /// What the name should hold of this instance: a record for each family. Where it leads to the
+    /// load balancer, that one record.
     pub(super) fn own_records(&self) -> Vec<Record> {
         let Some(dns) = &self.settings.dns else {
             return Vec::new();
         };
-        let routing = match dns.provider {
+        let (routing, health_check) = match &dns.provider {
             DnsProvider::Route53 {
                 policy: DnsPolicy::Multivalue,
+                health_check,
                 ..
-            } => Routing::Multivalue,
+            } => (Routing::Multivalue, health_check),
             DnsProvider::Route53 {
-                policy: DnsPolicy::Weighted,
+                policy: DnsPolicy::Weighted | DnsPolicy::Alias(_),
+                health_check,
                 ..
-            } => Routing::Weighted(1),
-            DnsProvider::Rfc2136 { .. } => Routing::Plain,
+            } => (Routing::Weighted(1), health_check),
+            DnsProvider::Rfc2136 { .. } => (Routing::Plain, &None),
         };
+        if let Some(target) = dns.load_balancer() {
+            let ttl = match dns.provider {
+                // An alias has the TTL of what it leads to.
+                DnsProvider::Route53 { .. } => Duration::ZERO,
+                DnsProvider::Rfc2136 { .. } => dns.ttl,
+            };
+            return vec![Record {
+                identifier: Some(format!("ra/{}", self.group_name())),
+                addresses: Vec::new(),
+                target: Some(target.to_owned()),
+                ttl,
+                routing,
+                health_check: None,
+            }];
+        }
         let identifier = format!("ra/{}/{}", self.group_name(), self.facts.own.id);
         let addresses = &self.facts.own.addresses;
         let of_family = |is_of: fn(&IpAddr) -> bool| {
@@ -255,8 +316,10 @@ impl Turn<'_> {
             (!addresses.is_empty()).then(|| Record {
                 identifier: Some(identifier.clone()),
                 addresses,
+                target: None,
                 ttl: dns.ttl,
                 routing,
+                health_check: health_check.clone(),
             })
         };
         let families = [of_family(IpAddr::is_ipv4), of_family(IpAddr::is_ipv6)];

@@ -41,7 +41,7 @@ impl Turn<'_> {
         self.every(Look::Group, LOOK);
         let pages = self.size().div_ceil(PAGE) * COLLECTORS;
         let interval = LOOK.max(Duration::from_secs_f64(f64::from(pages) / PAGES_A_SECOND));
-        if self.settings.dns.is_some() {
+        if self.has_own_records() {
             self.every(Look::Records, interval);
         }
         let Some(group) = self.group() else { return };

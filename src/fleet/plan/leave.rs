@@ -31,13 +31,14 @@ impl Turn<'_> {
             Some(deadline) => self.is_past(deadline),
             None => false,
         };
+        let has_own_records = self.has_own_records();
         let ttl = self
             .settings
             .dns
             .as_ref()
             .map_or(Duration::ZERO, |dns| dns.ttl + TTL_MARGIN);
         let unheard = match self.memory.record_gone {
-            _ if self.settings.dns.is_none() => true,
+            _ if !has_own_records => true,
             Some(gone) => self.is_past(gone + ttl),
             None => false,
         };

@@ -8,7 +8,7 @@ use super::super::facts::{
 use super::super::memory::Kept;
 use super::*;
 use crate::config::{
-    AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings, Members,
+    AliasTarget, AutoscalingSettings, DnsPolicy, DnsProvider, DnsSettings, FleetSettings, Members,
 };
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -22,6 +22,8 @@ struct Driver {
     records: Vec<Record>,
     ready: Vec<&'static str>,
     abandoned: u32,
+    /// The server takes no writes.
+    refused: bool,
 }
 
 fn id(id: &str) -> InstanceId {
@@ -76,6 +78,7 @@ fn driver(state: &str, peers: &[&'static str]) -> Driver {
                 provider: DnsProvider::Route53 {
                     zone: "Z1".to_owned(),
                     policy: DnsPolicy::Multivalue,
+                    health_check: None,
                 },
             }),
             ..FleetSettings::default()
@@ -106,6 +109,7 @@ fn driver(state: &str, peers: &[&'static str]) -> Driver {
         records: peers.iter().map(|peer| record(peer)).collect(),
         ready: peers.to_vec(),
         abandoned: 0,
+        refused: false,
     }
 }
 
@@ -113,8 +117,10 @@ fn record(owner: &str) -> Record {
     Record {
         identifier: Some(format!("ra/mirrors/{owner}")),
         addresses: vec![IpAddr::from([192, 0, 2, 9])],
+        target: None,
         ttl: Duration::from_secs(30),
         routing: Routing::Multivalue,
+        health_check: None,
     }
 }
 
@@ -127,6 +133,7 @@ impl Driver {
             let plan = plan(&self.facts, &self.memory, &self.settings);
             for step in &plan.steps {
                 match &step.action {
+                    Action::WriteOwnRecords { .. } if self.refused => {}
                     Action::WriteOwnRecords { records } => self.records.extend(records.clone()),
                     Action::DeleteRecord { record } => self.records.retain(|one| one != record),
                     Action::CompleteHook { hook, abandon } => {
@@ -177,7 +184,10 @@ impl Driver {
             }
             Look::OwnRecords => {
                 let own = self.records.iter();
-                let own = own.filter(|one| one.owner("mirrors") == Some(id("i-own")));
+                let own = own.filter(|one| {
+                    let shared = one.identifier.as_deref() == Some("ra/mirrors");
+                    shared || one.owner("mirrors") == Some(id("i-own"))
+                });
                 let is = OwnRecords {
                     records: own.cloned().collect(),
                     in_sync: true,
@@ -226,6 +236,69 @@ fn asks(actions: &[Action]) -> usize {
         .iter()
         .filter(|action| **action == Action::AskForReplacement)
         .count()
+}
+
+/// One whose name leads to a load balancer.
+fn balanced(state: &str, peers: &[&'static str]) -> Driver {
+    let mut driver = driver(state, peers);
+    driver.records.clear();
+    let dns = driver.settings.dns.as_mut().unwrap();
+    dns.provider = DnsProvider::Route53 {
+        zone: "Z1".to_owned(),
+        policy: DnsPolicy::Alias(AliasTarget {
+            name: "balancer.example.net".to_owned(),
+            zone: "Z2".to_owned(),
+        }),
+        health_check: None,
+    };
+    driver
+}
+
+fn written(actions: &[Action]) -> usize {
+    let is_write = |action: &&Action| matches!(action, Action::WriteOwnRecords { .. });
+    actions.iter().filter(is_write).count()
+}
+
+#[test]
+fn the_record_of_a_load_balancer_is_written_once_and_stays_when_one_leaves() {
+    let mut driver = balanced("Pending:Wait", &[]);
+    let joining = driver.actions(5 * MINUTE);
+    assert_eq!(written(&joining), 1);
+    assert_eq!(completed(&joining), [("launch", false)]);
+    let [record] = &driver.records[..] else {
+        panic!("{:?}", driver.records);
+    };
+    assert_eq!(record.target.as_deref(), Some("balancer.example.net"));
+    assert_eq!(record.owner("mirrors"), None, "no instance's");
+    let leaving = member("Terminating:Wait");
+    driver.group.members.insert(id("i-own"), leaving);
+    let leaving = driver.actions(10 * MINUTE);
+    assert_eq!(completed(&leaving), [("terminate", false)]);
+    assert_eq!(driver.records.len(), 1);
+    assert_eq!(written(&leaving), 0);
+}
+
+#[test]
+fn the_record_of_a_load_balancer_is_put_right_when_it_leads_elsewhere() {
+    let mut driver = balanced("InService", &["i-a", "i-b"]);
+    assert_eq!(written(&driver.actions(10 * MINUTE)), 1);
+    let mut elsewhere = driver.records.remove(0);
+    elsewhere.target = Some("old.example.net".to_owned());
+    driver.records.push(elsewhere);
+    assert!(written(&driver.actions(10 * MINUTE)) > 0);
+}
+
+#[test]
+fn a_name_that_can_not_be_written_keeps_nobody_out_of_the_load_balancer() {
+    let mut driver = balanced("Pending:Wait", &["i-a"]);
+    driver.refused = true;
+    let actions = driver.actions(60 * MINUTE);
+    assert_eq!(completed(&actions), [("launch", false)]);
+    assert!(
+        (2..=70).contains(&written(&actions)),
+        "{}",
+        written(&actions)
+    );
 }
 
 #[test]
