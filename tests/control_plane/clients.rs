@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use crate::control_plane::{ControlPlane, access_key};
 
 /// How long an answer may take that will come.
-pub const ANSWERS: Duration = Duration::from_secs(60);
+pub const ANSWERS: Duration = Duration::from_mins(1);
 
 /// What all of them send by.
 pub fn http() -> SharedHttpClient {

@@ -48,8 +48,8 @@ pub fn change(
         .build()
         .unwrap();
     let call = clients.route53.change_resource_record_sets();
-    let changed = clients.attempt(call.hosted_zone_id(zone).change_batch(batch).send())?;
-    Ok(changed.change_info.unwrap().id)
+    let made = clients.attempt(call.hosted_zone_id(zone).change_batch(batch).send())?;
+    Ok(made.change_info.unwrap().id)
 }
 
 /// Identifiers and values of the name, in the listing's order.
@@ -221,7 +221,7 @@ fn a_change_is_pending_until_all_servers_know_it() {
     let id = id.unwrap();
     let status = || clients.run(clients.route53.get_change().id(&id).send());
     let status = || status().change_info.unwrap().status;
-    let served = || plane.change(|world| world.rest.zones[ZONE].answers(NAME, "A", world.rest.now));
+    let served = || plane.served(ZONE, NAME);
     plane.advance(Duration::from_secs(29));
     assert_eq!((status(), served().len()), (ChangeStatus::Pending, 0));
     // A listing shows it at once.
@@ -268,4 +268,38 @@ fn a_zone_is_listed_by_pages_from_a_name_type_and_identifier() {
         .list_resource_record_sets()
         .hosted_zone_id("ZNOBODYS");
     assert_eq!(clients.refusal(call.send())[0], "NoSuchHostedZone");
+}
+
+#[test]
+fn a_resolver_gets_what_all_servers_know() {
+    let (plane, clients) = zone();
+    let sets = (1..=10).map(|number| set(Some(&number.to_string()), &format!("192.0.2.{number}")));
+    change(&clients, ZONE, sets.map(|set| (ChangeAction::Create, set))).unwrap();
+    let server = plane.serve_names((std::net::Ipv4Addr::LOCALHOST, 0).into());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let resolver = runtime.block_on(async { resolver(server) });
+    let resolve = |name: &str| runtime.block_on(resolver.lookup_ip(name.to_owned()));
+    assert!(resolve(NAME).unwrap_err().is_no_records_found());
+    plane.advance(Duration::from_secs(30));
+    let found: std::collections::BTreeSet<_> = resolve(NAME).unwrap().iter().collect();
+    assert_eq!(found.len(), 8, "the most that an answer has");
+    assert!(
+        found
+            .iter()
+            .all(|it| it.to_string().starts_with("192.0.2."))
+    );
+    assert!(resolve("nothing.example.org.").unwrap_err().is_nx_domain());
+}
+
+/// A resolver that asks this server, and remembers nothing.
+fn resolver(server: std::net::SocketAddr) -> hickory_resolver::TokioResolver {
+    use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+    let mut connection = ConnectionConfig::udp();
+    connection.port = server.port();
+    let server = NameServerConfig::new(server.ip(), true, vec![connection]);
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+    let provider = hickory_resolver::net::runtime::TokioRuntimeProvider::default();
+    let mut builder = hickory_resolver::TokioResolver::builder_with_config(config, provider);
+    builder.options_mut().cache_size = 0;
+    builder.build().unwrap()
 }

@@ -6,6 +6,8 @@ use aws_sdk_elasticloadbalancingv2::types::TargetDescription;
 
 use crate::clients::Clients;
 use crate::control_plane::{ControlPlane, Group, TargetGroup};
+use crate::support::image::Image;
+use crate::support::upstream::Upstream;
 
 struct Balanced {
     plane: ControlPlane,
@@ -137,6 +139,36 @@ fn a_target_whose_checks_fail_is_unhealthy_until_they_pass_for_long_enough() {
     assert_eq!(balanced.state().0, "unhealthy");
     balanced.plane.advance(Duration::from_secs(1));
     assert_eq!(balanced.state().0, "healthy");
+}
+
+#[test]
+fn real_requests_find_out_which_target_serves() {
+    let (hub, elsewhere) = (
+        Upstream::options().open().start(),
+        crate::support::own_address(),
+    );
+    hub.push("a", "latest", &Image::small(1));
+    let at: std::net::SocketAddrV4 = hub.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let plane = ControlPlane::start();
+    let mut targets = TargetGroup::new("mirrors", at.port());
+    (targets.of_instances, targets.check_path) = (false, Some("/v2/a/manifests/latest".to_owned()));
+    let arn = plane.add_targets(targets);
+    let balanced = Balanced {
+        clients: Clients::new(&plane.url()),
+        plane,
+        arn,
+        id: at.ip().to_string(),
+    };
+    balanced.register(&balanced.id).unwrap();
+    balanced.register(&elsewhere.to_string()).unwrap();
+    balanced.plane.check_targets();
+    balanced.plane.advance(Duration::from_secs(30));
+    assert_eq!(balanced.state().0, "healthy");
+    let other = Balanced {
+        id: elsewhere.to_string(),
+        ..balanced
+    };
+    assert_eq!(other.state().0, "unhealthy");
 }
 
 #[test]

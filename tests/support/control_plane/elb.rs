@@ -109,16 +109,18 @@ impl TargetGroup {
         self.targets.keys().any(|(target, _)| target == id)
     }
 
-    /// How its checks end from now on.
-    pub fn says(&mut self, id: &str, passes: bool, now: Duration) {
-        let targets = self
-            .targets
-            .iter_mut()
-            .filter(|((target, _), _)| target == id);
-        for (_, target) in targets {
-            if target.passes != passes {
-                (target.passes, target.since) = (passes, now);
-            }
+    /// How checks of this target end from now on.
+    pub fn says(&mut self, key: &(String, u16), passes: bool, now: Duration) {
+        if let Some(target) = self.targets.get_mut(key).filter(|it| it.passes != passes) {
+            (target.passes, target.since) = (passes, now);
+        }
+    }
+
+    /// The same for all ports of an instance or address.
+    pub fn says_all(&mut self, id: &str, passes: bool, now: Duration) {
+        let keys = self.targets.keys().filter(|(target, _)| target == id);
+        for key in keys.cloned().collect::<Vec<_>>() {
+            self.says(&key, passes, now);
         }
     }
 

@@ -14,10 +14,12 @@ use hyper_util::rt::TokioIo;
 use super::faults::{Called, Fault};
 use super::wire::{ApiError, Params, Reply, Service, Signed};
 use super::world::World;
-use super::{Core, autoscaling, elb, imds, route53};
+use super::{Core, autoscaling, checks, elb, imds, route53};
 
 /// How often a clock that goes by itself is looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// How often targets are checked.
+const CHECKS: Duration = Duration::from_secs(1);
 
 pub async fn tick(core: Arc<Core>) {
     let mut ticks = tokio::time::interval(TICK);
@@ -26,6 +28,15 @@ pub async fn tick(core: Arc<Core>) {
         let mut state = core.lock();
         state.settle();
         core.carry_out(&mut state);
+    }
+}
+
+/// Health checks, where real requests make them.
+pub async fn keep_checking(core: Arc<Core>) {
+    let mut intervals = tokio::time::interval(CHECKS);
+    loop {
+        intervals.tick().await;
+        checks::check(&core).await;
     }
 }
 

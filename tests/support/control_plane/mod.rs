@@ -5,14 +5,19 @@
 //!   changes become known. `world` puts them side by side, and moves them through time.
 //! - `autoscaling`, and the lower halves of `elb` and `route53`, are the calls, in the XML that SDKs
 //!   speak; `wire` and `xml` are the letters. A parameter that is not known is refused.
+//! - `checks` are the load balancer's own requests to targets, and `dns` is the zones' name server.
 //! - `imds` is the metadata service, on a port of its own for each instance.
 //! - `front` serves all of it, and `faults` is what happens to calls on their way, and what was called by whom.
 //!
 //! Calls of an instance are known by the credentials that its metadata service gave it.
-#![allow(dead_code, reason = "every test target uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "every test target uses a part of it"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,7 +26,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 mod autoscaling;
+mod checks;
 mod clock;
+mod dns;
 mod elb;
 mod faults;
 mod front;
@@ -42,7 +49,7 @@ pub use world::{Deed, World};
 
 use clock::Clock;
 use faults::Faults;
-use front::{serve, tick};
+use front::{keep_checking, serve, tick};
 use wire::Signed;
 
 /// How far back reads can be stale.
@@ -69,6 +76,12 @@ impl Options {
     /// Its clock goes by itself as well, for agents whose timers are real.
     pub fn real_time(mut self) -> Self {
         self.runs = true;
+        self
+    }
+
+    /// It is in this region.
+    pub fn region(mut self, region: &str) -> Self {
+        region.clone_into(&mut self.region);
         self
     }
 
@@ -198,6 +211,7 @@ impl ControlPlane {
         runtime.spawn(serve(listener, Arc::clone(&core), None));
         if runs {
             runtime.spawn(tick(Arc::clone(&core)));
+            runtime.spawn(keep_checking(Arc::clone(&core)));
         }
         Self {
             core,
@@ -209,6 +223,26 @@ impl ControlPlane {
     /// Where all APIs are: what `AWS_ENDPOINT_URL` is to say.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Answers queries for names of its zones on this address, and says where: with port 0, on a
+    /// port that is free.
+    pub fn serve_names(&self, address: SocketAddr) -> SocketAddr {
+        let socket = UdpSocket::bind(address).expect("an address to answer queries on");
+        socket
+            .set_nonblocking(true)
+            .expect("a socket that does not block");
+        let address = socket.local_addr().expect("its address");
+        let core = Arc::clone(&self.core);
+        self.core.handle.spawn(dns::serve(socket, core));
+        address
+    }
+
+    /// Checks all targets by real requests now, where their group has a path for that. A clock that
+    /// goes by itself does so every second.
+    pub fn check_targets(&self) {
+        let core = &self.core;
+        core.handle.block_on(checks::check(core));
     }
 
     /// Where an instance finds its metadata service: what `AWS_EC2_METADATA_SERVICE_ENDPOINT` is to
@@ -296,6 +330,25 @@ impl ControlPlane {
             .map(|(_, phase)| phase)
     }
 
+    /// Calls an operation of autoscaling as a person would, by parameters as they are on the wire
+    /// (`AutoScalingGroupName=mirrors&InstanceIds.member.1=i-1`).
+    pub fn operate(&self, operation: &str, parameters: &str) {
+        let parameters = wire::Params::parse(parameters.as_bytes());
+        let done = self.change(|world| autoscaling::answer(world, operation, &parameters));
+        done.unwrap_or_else(|error| panic!("{operation}: {error}"));
+    }
+
+    /// The addresses that all servers of a zone answer with for a name.
+    pub fn served(&self, zone: &str, name: &str) -> Vec<IpAddr> {
+        self.change(|world| {
+            let now = world.rest.now;
+            let zone = &world.rest.zones[zone];
+            let kinds = ["A", "AAAA"].into_iter();
+            let found = kinds.flat_map(|kind| zone.answers(name, kind, now));
+            found.map(|(address, _)| address).collect()
+        })
+    }
+
     /// Scales, as a person or a policy would.
     pub fn scale(&self, group: &str, desired: u32) {
         self.change(|world| world.groups.get_mut(group).expect("the group").desired = desired);
@@ -315,7 +368,7 @@ impl ControlPlane {
             let now = world.rest.now;
             world.rest.instances.get_mut(instance).expect("it").died = Some(now);
             for targets in world.rest.targets.values_mut() {
-                targets.says(instance, false, now);
+                targets.says_all(instance, false, now);
             }
         });
     }
@@ -325,7 +378,7 @@ impl ControlPlane {
         self.change(|world| {
             let now = world.rest.now;
             for targets in world.rest.targets.values_mut() {
-                targets.says(target, passes, now);
+                targets.says_all(target, passes, now);
             }
         });
     }
