@@ -11,9 +11,7 @@
 mod support;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 
 use aws_sdk_s3::Client as S3Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
@@ -21,6 +19,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use serde_json::{Value, json};
 use support::agent::{Agent, Setup};
 use support::client::Client;
+use support::cloud_tools;
 use support::image::{Image, KIB, MIB};
 use support::{PATIENCE, eventually};
 use tokio::runtime::Runtime;
@@ -48,22 +47,6 @@ struct User {
     secret: String,
 }
 
-/// The python that has moto.
-fn python() -> &'static str {
-    static PYTHON: OnceLock<String> = OnceLock::new();
-    PYTHON.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies/moto");
-        let said = Command::new(&script).output().expect("bash");
-        let errors = String::from_utf8_lossy(&said.stderr);
-        assert!(
-            said.status.success(),
-            "{} could not install moto (it needs python3-venv, which tests/all installs): {errors}",
-            script.display()
-        );
-        String::from_utf8(said.stdout).unwrap().trim().to_owned()
-    })
-}
-
 impl Moto {
     fn start() -> Self {
         // The port is taken a moment later by another process, which binds no other.
@@ -71,7 +54,7 @@ impl Moto {
         let free = TcpListener::bind((address, 0)).unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let process = Command::new(python())
+        let process = Command::new(cloud_tools::python())
             .args(["-m", "moto.server", "--host", &address.ip().to_string()])
             .args(["--port", &address.port().to_string()])
             .stdin(Stdio::null())

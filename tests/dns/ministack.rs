@@ -1,7 +1,6 @@
 //! A Route 53 of a test's own.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -12,6 +11,7 @@ use aws_sdk_route53::types::{
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
+use crate::support::cloud_tools;
 use crate::support::{PATIENCE, eventually, own_address};
 use crate::{NAME, Running};
 
@@ -29,7 +29,7 @@ impl Ministack {
         let ip = own_address();
         // It takes no port 0. Nobody else has this address.
         let address = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
-        let child = Command::new(python())
+        let child = Command::new(cloud_tools::python())
             .args(["-m", "ministack"])
             .env("BIND_HOST", ip.to_string())
             .env("GATEWAY_PORT", address.port().to_string())
@@ -121,16 +121,4 @@ pub async fn aws(address: SocketAddr) -> SdkConfig {
         .http_client(http)
         .load()
         .await
-}
-
-/// The python that has ministack.
-fn python() -> std::path::PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cloud-tools");
-    let output = Command::new(script)
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "tests/cloud-tools failed");
-    let folder = String::from_utf8(output.stdout).unwrap();
-    Path::new(folder.trim()).join("bin/python")
 }

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod cloud_tools;
 pub mod disk;
 pub mod image;
 pub mod responder;
