@@ -127,6 +127,9 @@ pub async fn watch(
             match (was_ready, health.ready) {
                 (false, true) => tracing::info!("ready"),
                 (true, false) => tracing::error!("not ready: {}", health.problems.join("; ")),
+                (false, false) => {
+                    tracing::warn!("still not ready: {}", health.problems.join("; "));
+                }
                 _ if !health.problems.is_empty() => {
                     tracing::warn!("still ready, with problems: {}", health.problems.join("; "));
                 }

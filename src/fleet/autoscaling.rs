@@ -253,5 +253,5 @@ fn is_abandoned(activity: &Activity) -> bool {
         .description()
         .is_some_and(|text| text.starts_with("Launching"));
     let said = activity.status_message().unwrap_or_default().to_lowercase();
-    launch && (said.contains("abandon") || said.contains("lifecycle action"))
+    launch && said.contains("abandon")
 }

@@ -390,7 +390,8 @@ async fn connect(
         };
         view.send_replace(Arc::new(blocked));
         let pause = Duration::from_millis(fastrand::u64(CONNECT_AGAIN));
-        if let Ok(Ok(_)) = tokio::time::timeout(pause, stop.wait_for(Option::is_some)).await {
+        let stopped = async { stop.wait_for(Option::is_some).await.is_ok() };
+        if tokio::time::timeout(pause, stopped).await == Ok(true) {
             // Nothing can be taken back by one that does not know who it is.
             gone.send_replace(true);
             return std::future::pending().await;

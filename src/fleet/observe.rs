@@ -1,7 +1,7 @@
 //! Looks: each one bounded, and one that fails changes nothing in the facts.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use super::autoscaling::Autoscaling;
@@ -96,8 +96,11 @@ pub(super) fn own_of(list: &[IpAddr], listen: SocketAddr) -> Result<Own, Connect
     let own = if list.contains(&listen.ip()) {
         listen.ip()
     } else {
-        let here = |address: &&IpAddr| UdpSocket::bind((**address, 0)).is_ok();
-        match list.iter().filter(here).collect::<Vec<_>>()[..] {
+        match list
+            .iter()
+            .filter(|address| is_here(**address))
+            .collect::<Vec<_>>()[..]
+        {
             [own] => *own,
             [] => return Err(ConnectError::NotListed),
             ref several => {
@@ -110,6 +113,25 @@ pub(super) fn own_of(list: &[IpAddr], listen: SocketAddr) -> Result<Own, Connect
         id: InstanceId::new(own.to_string()),
         addresses: vec![own],
     })
+}
+
+/// Whether this host has an address: then its kernel sends from it what goes to it. Netlink would
+/// say so too, which the unit may not use, and a socket can be bound to any address where the system
+/// is set up so (`ip_nonlocal_bind`).
+fn is_here(address: IpAddr) -> bool {
+    if address.is_loopback() {
+        return true;
+    }
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        // Sends nothing: it chooses a route, and with it an address.
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address)
 }
 
 /// Those of an instance's addresses that the registry listens on.
@@ -286,15 +308,15 @@ mod tests {
 
     #[test]
     fn this_host_is_the_one_of_the_list_that_it_has_or_listens_on() {
-        let list: Vec<IpAddr> = ["192.0.2.1", "127.0.0.9", "192.0.2.2"]
+        let list: Vec<IpAddr> = ["203.0.113.1", "127.0.0.9", "203.0.113.2"]
             .map(|it| it.parse().unwrap())
             .into();
         let any = "0.0.0.0:5000".parse().unwrap();
         let own = own_of(&list, any).unwrap();
         assert_eq!(own.id.as_str(), "127.0.0.9");
         assert_eq!(own.addresses, [list[1]]);
-        let listens = own_of(&list, "192.0.2.2:5000".parse().unwrap()).unwrap();
-        assert_eq!(listens.id.as_str(), "192.0.2.2");
+        let listens = own_of(&list, "203.0.113.2:5000".parse().unwrap()).unwrap();
+        assert_eq!(listens.id.as_str(), "203.0.113.2");
         let error = own_of(&list[2..], any).unwrap_err();
         assert!(matches!(error, ConnectError::NotListed), "{error}");
         let two: Vec<IpAddr> = ["127.0.0.9", "127.0.0.8"]
