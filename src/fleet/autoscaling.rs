@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_autoscaling::Client;
-use aws_sdk_autoscaling::types::{Activity, AutoScalingGroup, Instance, LifecycleHook};
+use aws_sdk_autoscaling::types::{
+    Activity, AutoScalingGroup, Instance, InstanceMaintenancePolicy, LifecycleHook,
+};
 
 use super::aws::{AwsError, failure};
 use super::facts::{Group, Hook, InstanceId, LifecycleState, Member, Transition};
@@ -62,7 +64,7 @@ impl Autoscaling {
             max: count(found.max_size()).ok_or_else(|| lacking("MaxSize"))?,
             launches_first: found
                 .instance_maintenance_policy()
-                .and_then(|policy| policy.min_healthy_percentage())
+                .and_then(InstanceMaintenancePolicy::min_healthy_percentage)
                 .is_some_and(|percentage| percentage >= 100),
             registers_targets: target_group.is_some_and(|arn| is_attached(found, arn)),
             hooks: Vec::new(),

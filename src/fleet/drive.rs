@@ -190,7 +190,7 @@ impl Watches {
         // One whose sender has ended says nothing more: images that are there stay there.
         async fn of<T>(watch: &mut watch::Receiver<T>) {
             if watch.changed().await.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
         tokio::select! {
@@ -247,7 +247,7 @@ async fn run(
     if let Some(imds) = imds {
         tasks.spawn(metadata::watch(imds, heard_sender));
     }
-    let (own_sender, own_port) = watch::channel(signals::not_asked());
+    let (own_sender, own_port) = watch::channel(Some(signals::not_asked()));
     let addresses = identity.own.addresses.clone();
     tasks.spawn(signals::watch_own(
         clients.prober.clone(),

@@ -91,9 +91,10 @@ impl Starts {
         let times = tokio::task::spawn_blocking(move || {
             let before: Vec<Duration> = read(&file).ok().flatten().unwrap_or_default();
             // Those of before a boot are later than now, mostly, or are old.
-            let lately = before
-                .into_iter()
-                .filter(|at| *at <= now && now - *at <= STARTS_COUNT_FOR);
+            let lately = before.into_iter().filter(|at| {
+                now.checked_sub(*at)
+                    .is_some_and(|ago| ago <= STARTS_COUNT_FOR)
+            });
             let mut times: Vec<Duration> = lately.collect();
             times.push(now);
             times.drain(..times.len().saturating_sub(MOST_STARTS));

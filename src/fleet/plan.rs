@@ -197,7 +197,9 @@ pub enum Look {
     /// [`Facts::records`]
     Records,
     /// [`Facts::peers`]: all in service, or at most 20 of them, chosen anew each time, in a large
-    /// group; and always the owners of records that [`Facts::records`] holds, up to as many.
+    /// group; and always the owners of records that [`Facts::records`] holds, up to as many. One
+    /// whose address nothing says does not answer; where that is all of them, those are ready that
+    /// the load balancer finds healthy.
     Peers,
 }
 

@@ -20,11 +20,11 @@ const THRESHOLD: u32 = 2;
 const WARM_AGAIN: std::ops::Range<u64> = 10..30;
 
 /// Before the first look.
-pub(super) fn not_asked() -> Option<NotServing> {
-    Some(NotServing {
+pub(super) fn not_asked() -> NotServing {
+    NotServing {
         why: "it was not asked at its own address yet".to_owned(),
         answers: true,
-    })
+    }
 }
 
 /// Asks this agent at the addresses that others are given, for ever; what is published is how it
@@ -47,7 +47,7 @@ pub(super) async fn watch_own(
                 let turned = known.is_none() != failure.is_none();
                 match &failure {
                     Some(NotServing { why, .. }) if turned => {
-                        tracing::error!("for the fleet, {why}")
+                        tracing::error!("for the fleet, {why}");
                     }
                     None if turned => tracing::info!("this agent serves at its own address"),
                     _ => {}

@@ -137,7 +137,7 @@ impl Cloud {
             let mut first = lines.first()?.split(' ');
             let (method, path) = (first.next()?, first.next()?);
             let (status, text) = match path.strip_prefix("/latest/") {
-                Some(path) => self.metadata(method, path, header("x-aws-ec2-metadata-token"))?,
+                Some(path) => self.metadata(method, path, header("x-aws-ec2-metadata-token")),
                 None => self.call(&String::from_utf8(body).ok()?),
             };
             let mut stream = stream;
@@ -150,12 +150,12 @@ impl Cloud {
         }
     }
 
-    /// Nothing where nothing is to be answered, ever.
-    fn metadata(&self, method: &str, path: &str, token: Option<String>) -> Option<(u16, String)> {
+    /// Never ends where nothing is to be answered.
+    fn metadata(&self, method: &str, path: &str, token: Option<String>) -> (u16, String) {
         let mut state = self.state();
         match state.imds {
             Imds::Answers => {}
-            Imds::Fails => return Some((503, String::new())),
+            Imds::Fails => return (503, String::new()),
             Imds::Hangs => {
                 drop(state);
                 // The thread, and the client's connection with it.
@@ -168,14 +168,14 @@ impl Cloud {
             state.tokens_given += 1;
             let token = format!("token-{}", state.tokens_given);
             state.tokens.push(token.clone());
-            return Some((200, token));
+            return (200, token);
         }
         if !token.is_some_and(|token| state.tokens.contains(&token)) {
-            return Some((401, String::new()));
+            return (401, String::new());
         }
         let found = path.strip_prefix("meta-data/");
         let found = found.and_then(|path| state.metadata.get(path));
-        Some(found.map_or((404, String::new()), |text| (200, text.clone())))
+        found.map_or((404, String::new()), |text| (200, text.clone()))
     }
 
     fn call(&self, form: &str) -> (u16, String) {
