@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ mod signals;
 
 use crate::config::{Loaded, Serving, Settings, Sources};
 use crate::descriptors::Connections;
+use crate::fleet::{Fleet, drive};
 use crate::health::{self, Health, HealthWatch, MirrorProbe, MirrorWatch, Need, OwnPort};
 use crate::hosted::Hosted;
 use crate::hosted::users::Gate;
@@ -26,7 +28,7 @@ use crate::store::{Store, StoreError};
 use crate::systemd::listen::Passed;
 use crate::systemd::notify;
 use crate::tls::LiveIdentity;
-use crate::{admin, fleet, status};
+use crate::{admin, status};
 
 use signals::Signals;
 
@@ -37,6 +39,10 @@ const UPLOADS_INTERVAL: Duration = Duration::from_mins(30);
 /// How long the disk may take at the end for downloads that are not complete. The service manager
 /// waits for longer than this and a drain.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
+/// For the process to end, when all else has.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// What systemd is asked for while the fleet is left, again and again.
+const EXTENSION: Duration = Duration::from_secs(30);
 /// What the admin listener's clients get: its answers are short.
 const ADMIN_LIMITS: Limits = Limits {
     idle: Duration::from_mins(1),
@@ -56,9 +62,6 @@ pub enum AgentError {
         /// What came back.
         source: io::Error,
     },
-    /// Something is configured that this version can't do.
-    #[error("{0}")]
-    NotYet(&'static str),
     /// The certificate or its key can't be used.
     #[error("can't serve TLS (`tls`): {0}")]
     Tls(String),
@@ -89,6 +92,8 @@ pub struct Shared {
     pub health: HealthWatch,
     /// How the mirror is that this host's engines are told.
     pub mirror_health: MirrorWatch,
+    /// Its place in a fleet; nothing where it takes part in none.
+    pub fleet: Option<Fleet>,
     /// What it counts.
     pub metrics: Arc<Metrics>,
     /// When it started.
@@ -110,9 +115,6 @@ pub async fn run(
     mut passed: Passed,
 ) -> Result<(), AgentError> {
     let settings = Arc::new(loaded.settings);
-    if let Some(reason) = fleet::not_yet(&settings.fleet) {
-        return Err(AgentError::NotYet(reason));
-    }
     // Before anything is opened, so that no signal finds us without a handler.
     let mut signals = Signals::new()?;
     let connections = Connections::with_all_descriptors();
@@ -123,12 +125,33 @@ pub async fn run(
     };
     let (health_sender, health) = watch::channel(Health::starting());
     let (mirror_probe, mirror_health) = MirrorProbe::new(&settings.host);
+    // What ends with the agent, and would never end by itself.
+    let mut tasks = JoinSet::new();
+    let fleet = match (&registry, &settings.serving) {
+        (Some(port), Some(serving)) if !settings.fleet.is_off() => {
+            let parts = drive::Parts {
+                settings: settings.fleet.clone(),
+                serving: serving.clone(),
+                listen: port.local,
+                health: health.clone(),
+                hosted: port.hosted.clone(),
+                metrics: Arc::clone(&metrics),
+                state: fleet_folder(&sources, serving),
+            };
+            Some(Fleet::start(parts, &mut tasks))
+        }
+        _ => {
+            tracing::info!("no fleet: neither fleet.autoscaling nor fleet.peers is configured");
+            None
+        }
+    };
     let shared = Arc::new(Shared {
         settings: RwLock::new(Arc::clone(&settings)),
         identity: registry.as_ref().and_then(|port| port.identity.clone()),
         mirror: registry.as_ref().map(|port| port.mirror.clone()),
         health: health.clone(),
         mirror_health,
+        fleet,
         metrics: Arc::clone(&metrics),
         started: Instant::now(),
     });
@@ -161,8 +184,6 @@ pub async fn run(
             (settings.health, settings.host.clone())
         }
     };
-    // What ends with the agent, and would never end by itself.
-    let mut tasks = JoinSet::new();
     let (own_port, serving) = match registry {
         // Ready is a client whose mirror serves; started it has all the same, and the boot of a
         // host does not wait for another one.
@@ -236,12 +257,20 @@ pub async fn run(
         .await;
 
     telling.abort_all();
-    notify::stopping("stopping: running answers may end");
+    let drain = |serving: &Serving| serving.drain;
+    let drain = shared.settings().serving.as_ref().map(drain);
+    let status = "stopping: running answers may end";
+    if let Some((longest, left)) = shared.fleet.as_ref().and_then(Fleet::leave) {
+        leave(longest, left, &mut signals).await;
+        // The time that the unit has for a stop may be over by now.
+        let rest = drain.unwrap_or_default() + SYNC_DEADLINE + STOP_MARGIN;
+        notify::stopping_within(status, rest);
+    } else {
+        notify::stopping(status);
+    }
     stop_sender.send_replace(true);
     if let Some(serving) = serving {
-        let drain = |serving: &Serving| serving.drain;
-        let deadline = shared.settings().serving.as_ref().map(drain);
-        let deadline = humantime::format_duration(deadline.unwrap_or_default());
+        let deadline = humantime::format_duration(drain.unwrap_or_default());
         tracing::info!(%deadline, "stopping: running answers may end");
         tokio::select! {
             drained = serving => if matches!(drained, Ok(true)) {
@@ -264,6 +293,39 @@ pub async fn run(
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Where the fleet part keeps what outlives the process: in the unit's state folder, which is mostly
+/// on another disk than the content; without a unit, beside the content.
+fn fleet_folder(sources: &Sources, serving: &Serving) -> PathBuf {
+    let of_unit = sources.unit_state_folder();
+    of_unit.unwrap_or_else(|| serving.storage.root().to_owned())
+}
+
+/// Leaves the fleet, serving all the while, and asks systemd for the time that it takes. A second
+/// signal ends it.
+async fn leave(longest: Duration, left: impl Future<Output = bool>, signals: &mut Signals) {
+    let limit = humantime::format_duration(longest);
+    tracing::info!(%limit, "stopping: leaving the fleet first");
+    let mut left = std::pin::pin!(left);
+    loop {
+        notify::stopping_within("stopping: leaving the fleet first", EXTENSION);
+        tokio::select! {
+            left = &mut left => {
+                if left {
+                    tracing::info!("the fleet leads here no more");
+                } else {
+                    tracing::warn!("the fleet was not left in time");
+                }
+                return;
+            }
+            () = signals.stop() => {
+                tracing::warn!("the fleet is not waited for, at a second signal");
+                return;
+            }
+            () = tokio::time::sleep(EXTENSION / 3) => {}
+        }
+    }
 }
 
 fn tell_started(settings: &Settings, connections: usize) {
@@ -318,6 +380,7 @@ async fn answers(
 /// The registry's port, open, with all that answers there.
 struct Port {
     listener: TcpListener,
+    local: SocketAddr,
     identity: Option<Arc<LiveIdentity>>,
     mirror: Mirror,
     hosted: Hosted,
@@ -359,6 +422,7 @@ impl Port {
         let mirror = Mirror::new(serving, store, Arc::clone(metrics));
         Ok(Self {
             listener,
+            local,
             identity,
             hosted: Hosted::new(serving, mirror.clone(), Arc::clone(metrics)),
             mirror,

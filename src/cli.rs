@@ -12,7 +12,7 @@ use crate::host::plan::Wanted;
 use crate::host::watch::Host as _;
 use crate::log;
 use crate::oci::ImageName;
-use warm::{ClientIdentity, Platform, Platforms};
+use crate::warm::{ClientIdentity, Platform, Platforms};
 
 pub mod apply;
 mod check;
@@ -159,7 +159,7 @@ pub fn main() -> ExitCode {
                 true => Platforms::Only(vec![Platform::host()]),
                 false => Platforms::Only(platform),
             };
-            warm::warm(&config.sources(), &images, &platforms, identity.as_ref())
+            warm::warm(&config.sources(), &images, platforms, identity.as_ref())
         }
         Verb::Verify { config, repair } => verify::verify(&config.sources().of_this_host(), repair),
         Verb::Gc { config, dry_run } => gc::gc(&config.sources().of_this_host(), dry_run),

@@ -14,6 +14,7 @@ mod own_port;
 
 pub use mirror::{MirrorHealth, MirrorProbe, MirrorWatch};
 pub use own_port::OwnPort;
+pub(crate) use own_port::{head, is_alert};
 
 use crate::config::{HealthSettings, HostSettings};
 use crate::metrics::Metrics;
@@ -26,6 +27,8 @@ pub struct Health {
     pub ready: bool,
     /// What is wrong, or could become so, in sentences for people.
     pub problems: Vec<String>,
+    /// What only another host would cure, in a sentence: its disk is broken.
+    pub fatal: Option<String>,
 }
 
 /// The value, for those who look at it or wait for it to change.
@@ -40,8 +43,16 @@ impl Health {
         Self {
             ready: false,
             problems: vec!["starting".to_owned()],
+            fatal: None,
         }
     }
+}
+
+/// What is wrong.
+struct Problem {
+    text: String,
+    /// The disk itself is broken: no start of the agent would mend it.
+    is_of_the_disk: bool,
 }
 
 /// What an agent needs for its work.
@@ -53,10 +64,13 @@ pub enum Need {
 }
 
 impl Need {
-    async fn probe(&mut self, host: &HostSettings) -> Result<(), String> {
+    async fn probe(&mut self, host: &HostSettings) -> Result<(), Problem> {
         match self {
             Self::Storage(store) => probe(store).await,
-            Self::Mirror(mirror) => mirror.probe(host).await,
+            Self::Mirror(mirror) => mirror.probe(host).await.map_err(|text| Problem {
+                text,
+                is_of_the_disk: false,
+            }),
         }
     }
 }
@@ -88,14 +102,20 @@ pub async fn watch(
                 Health {
                     ready: true,
                     problems: Vec::new(),
+                    fatal: None,
                 }
             }
             Some(problem) => {
                 failures += 1;
                 // A single failure does not undo what was proved; nothing was before the first.
+                let Problem {
+                    text,
+                    is_of_the_disk,
+                } = problem;
                 Health {
                     ready: was_ready && failures < threshold,
-                    problems: vec![problem],
+                    fatal: (is_of_the_disk && failures >= threshold).then(|| text.clone()),
+                    problems: vec![text],
                 }
             }
         };
@@ -107,6 +127,9 @@ pub async fn watch(
             match (was_ready, health.ready) {
                 (false, true) => tracing::info!("ready"),
                 (true, false) => tracing::error!("not ready: {}", health.problems.join("; ")),
+                (false, false) => {
+                    tracing::warn!("still not ready: {}", health.problems.join("; "));
+                }
                 _ if !health.problems.is_empty() => {
                     tracing::warn!("still ready, with problems: {}", health.problems.join("; "));
                 }
@@ -120,7 +143,7 @@ pub async fn watch(
     }
 }
 
-async fn probe(store: &Store) -> Result<(), String> {
+async fn probe(store: &Store) -> Result<(), Problem> {
     match tokio::time::timeout(PROBE_DEADLINE, store.probe()).await {
         Ok(Ok(())) => Ok(()),
         // A mirror whose disk is full still serves what it has.
@@ -128,11 +151,17 @@ async fn probe(store: &Store) -> Result<(), String> {
             tracing::warn!(%error, "the disk is full: nothing more is cached: {error}");
             Ok(())
         }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!(
-            "{} did not take a small file within {}",
-            store.root().display(),
-            humantime::format_duration(PROBE_DEADLINE)
-        )),
+        Ok(Err(error)) => Err(Problem {
+            text: error.to_string(),
+            is_of_the_disk: error.is_of_the_disk(),
+        }),
+        Err(_) => Err(Problem {
+            text: format!(
+                "{} did not take a small file within {}",
+                store.root().display(),
+                humantime::format_duration(PROBE_DEADLINE)
+            ),
+            is_of_the_disk: true,
+        }),
     }
 }

@@ -5,6 +5,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -99,6 +100,9 @@ pub enum HostedError {
         /// What could be.
         shard: String,
     },
+    /// This instance leaves its fleet.
+    #[error("this registry is about to go, and takes no new uploads: try again, at another one")]
+    Leaving,
     /// Nothing can be deleted.
     #[error("nothing can be deleted from this registry: `delete` is false in its configuration")]
     NoDeletes,
@@ -140,6 +144,8 @@ struct Inner {
     room: Mirror,
     metrics: Arc<Metrics>,
     uploads: Uploads,
+    /// No upload is begun any more.
+    leaving: AtomicBool,
     /// Held while manifests and tags of some repositories change.
     orders: [tokio::sync::Mutex<()>; ORDERS],
 }
@@ -183,8 +189,14 @@ impl Hosted {
             room,
             metrics,
             uploads: Uploads::default(),
+            leaving: AtomicBool::new(false),
             orders: std::array::from_fn(|_| tokio::sync::Mutex::default()),
         }))
+    }
+
+    /// Begins no upload from now on. Those that were begun go on.
+    pub fn refuse_uploads(&self) {
+        self.0.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Tells the storage which names are hosted there.

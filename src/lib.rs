@@ -15,13 +15,12 @@
 //! **Host** ([`host`]: facts -> plan -> apply -> verify) wires this host's container engines to the
 //! mirror; [`systemd`] is how it and the agent speak with the service manager.
 //!
-//! **Fleet** ([`fleet`]: observe -> plan -> apply) keeps this host's place in a fleet of mirrors. What
-//! is decided is here; nothing observes or applies yet, so the agent refuses a `fleet` that would
-//! need it.
+//! **Fleet** ([`fleet`]: observe -> plan -> apply) keeps this host's place in a fleet of mirrors.
 //!
 //! Around it: [`config`] makes [`config::Settings`] of files and variables; [`agent`] puts a running
 //! agent together; [`health`] is the one value that says how it is; [`admin`], [`status`],
-//! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`resolve`] finds hosts by their names; [`cli`] is the command line;
+//! [`metrics`] and [`log`] tell people; [`tls`] reads certificates; [`warm`] fetches images
+//! ahead of time; [`resolve`] finds hosts by their names; [`cli`] is the command line;
 //! [`descriptors`] shares out what the system allows; [`failpoint`] kills a debug build where a test
 //! says so.
 
@@ -46,3 +45,4 @@ pub mod store;
 pub mod systemd;
 pub mod tls;
 pub mod upstream;
+pub mod warm;

@@ -35,6 +35,22 @@ pub struct RegistryLabels {
     pub registry: String,
 }
 
+/// Labels of a call that the fleet part made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FleetCallLabels {
+    /// What was called (`DescribeAutoScalingGroups`).
+    pub operation: &'static str,
+    /// `ok`, `throttled`, `error` or `timeout`.
+    pub result: &'static str,
+}
+
+/// Labels of where this instance is in its fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FleetStateLabels {
+    /// `serving`, `drain`...
+    pub state: &'static str,
+}
+
 /// All counters of the agent.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -92,6 +108,17 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Connections that were closed at once, because their client had half of all.
     pub refused_connections: Counter,
+    /// Answers under way.
+    pub running: Gauge,
+    /// Calls that the fleet part made.
+    pub fleet_calls: Family<FleetCallLabels, Counter>,
+    /// Times that this instance did not ask to be replaced, although something is fatal.
+    pub fleet_guard_refusals: Counter,
+    /// 1 for the state that this instance is in; nothing without a fleet.
+    pub fleet_state: Family<FleetStateLabels, Gauge>,
+    /// Instances of the fleet that are in service and healthy, and that are wanted, once the group
+    /// was seen.
+    fleet_instances: OnceLock<(Gauge, Gauge)>,
     /// 1 while ready, else 0.
     pub ready: Gauge<u64, AtomicU64>,
 }
@@ -103,6 +130,14 @@ impl Metrics {
             let gauge = self.cache_bytes.get_or_init(Gauge::default);
             gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Sets how many instances of the fleet are healthy, and how many are wanted. Until then neither
+    /// metric is there.
+    pub fn set_fleet_instances(&self, healthy: usize, wanted: u32) {
+        let (of_healthy, of_wanted) = self.fleet_instances.get_or_init(Default::default);
+        of_healthy.set(i64::try_from(healthy).unwrap_or(i64::MAX));
+        of_wanted.set(wanted.into());
     }
 
     /// The Prometheus text exposition (`OpenMetrics` 1.0).
@@ -139,7 +174,20 @@ impl Metrics {
             rate_limit_remaining: "Pulls that an upstream says are left in its window",
             connections: "Connections of clients that are open",
             refused_connections: "Connections closed at once, because their client had half of all",
+            running: "Answers under way",
+            fleet_calls: "Calls that the fleet part made",
+            fleet_guard_refusals: "Times that a replacement was not asked for, although something is fatal",
+            fleet_state: "1 for where this instance is in its fleet",
             ready: "1 while ready",
+        }
+        if let Some((healthy, wanted)) = self.fleet_instances.get() {
+            let help = "Instances of the fleet that are in service and healthy";
+            registry.register("fleet_healthy_instances", help, healthy.clone());
+            registry.register(
+                "fleet_wanted",
+                "Instances that the fleet should have",
+                wanted.clone(),
+            );
         }
         if let Some(gauge) = self.cache_bytes.get() {
             let help = "Bytes of the blobs and manifests that are stored";

@@ -1,5 +1,6 @@
 //! What `/status` answers and `registry-agent status` prints.
 
+pub mod fleet;
 pub mod wiring;
 
 use std::fmt::{self, Write as _};
@@ -11,11 +12,13 @@ use url::Url;
 
 use crate::agent::Shared;
 use crate::config::Serving;
+use crate::fleet::drive::View;
 use crate::health::MirrorHealth;
 use crate::host::watch::State;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::upstream::Budget;
+use fleet::FleetStatus;
 use wiring::wiring;
 
 /// The state of an agent.
@@ -35,6 +38,9 @@ pub struct Status {
     pub mirror: MirrorStatus,
     /// How the engines are wired, by what wires them; absent where nothing does.
     pub wiring: Option<State>,
+    /// Its place in a fleet; absent where it takes part in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetStatus>,
     /// What it serves; nothing by a client.
     #[serde(flatten)]
     pub serving: Option<ServingStatus>,
@@ -140,6 +146,10 @@ impl Status {
             uptime_seconds: shared.started.elapsed().as_secs(),
             mirror: MirrorStatus::new(&shared.mirror_health.borrow()),
             wiring: wiring(),
+            fleet: shared
+                .fleet
+                .as_ref()
+                .map(|fleet| FleetStatus::new(&fleet.view(), &settings.fleet)),
             serving,
         }
     }
@@ -228,12 +238,20 @@ pub fn line(shared: &Shared) -> String {
         None => line.push_str(settings.host.mirror.as_str().trim_end_matches('/')),
     }
     let wiring = wiring().map(|state| state.summary);
-    for more in wiring.iter().chain(&health.problems) {
+    let fleet = shared.fleet.as_ref().map(|fleet| fleet_line(&fleet.view()));
+    for more in wiring.iter().chain(&fleet).chain(&health.problems) {
         line.push_str("; ");
         // systemd takes a line.
         line.extend(more.chars().map(|c| if c.is_control() { ' ' } else { c }));
     }
     line
+}
+
+fn fleet_line(view: &View) -> String {
+    let group = view.facts.as_ref().and_then(|facts| facts.group.as_ref());
+    let healthy = group.map(|group| format!(", {} healthy", group.is.healthy()));
+    let state = view.state.as_str();
+    format!("fleet: {state}{}", healthy.unwrap_or_default())
 }
 
 fn serving_line(mirror: &Mirror, metrics: &Metrics) -> String {
@@ -333,6 +351,7 @@ impl fmt::Display for Status {
             rows.push(("", failure.clone()));
         }
         rows.extend(self.wiring.iter().flat_map(wiring::rows));
+        rows.extend(self.fleet.iter().flat_map(FleetStatus::rows));
         for problem in &self.problems {
             rows.push(("problem", problem.clone()));
         }

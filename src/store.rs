@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use nix::errno::Errno;
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
 use serde_json::Value;
@@ -70,6 +71,24 @@ impl StoreError {
     /// Whether what was to be changed is not there.
     fn is_absent(&self) -> bool {
         matches!(self, Self::Io { source, .. } if filesystem::absent(source))
+    }
+
+    /// Whether the disk itself is broken: it is read-only, gone, or fails.
+    pub fn is_of_the_disk(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        let broken = [
+            Errno::EROFS,
+            Errno::EIO,
+            Errno::ENODEV,
+            Errno::ENXIO,
+            Errno::EUCLEAN,
+            Errno::ESTALE,
+            Errno::ENOTCONN,
+        ];
+        let errno = source.raw_os_error().map(Errno::from_raw);
+        errno.is_some_and(|errno| broken.contains(&errno))
     }
 
     /// Whether the disk is full, or this user's share of it.

@@ -1,4 +1,4 @@
-//! `registry-agent plan`: what would be changed on this host.
+//! `registry-agent plan`: what would be changed on this host, and what its agent does in its fleet.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _};
@@ -6,11 +6,16 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::{fail, print};
+use crate::admin::client;
 use crate::config::{self, Settings, Sources};
 use crate::host::live::{self, ThisHost};
 use crate::host::observe::Observed;
 use crate::host::plan::{Plan, Printed, Wanted};
+use crate::status::Status;
+use crate::status::fleet::FleetStatus;
 
 /// What is read of saved facts, in bytes: a few files of at most a megabyte each.
 const LIMIT: u64 = 32 * 1024 * 1024;
@@ -27,18 +32,39 @@ pub(super) fn plan(
         Some(file) => recorded(file, sources),
         None => observed(sources),
     };
+    // Facts that were saved are of no running agent.
+    let fleet = match &known {
+        Ok((_, settings)) if facts.is_none() && !settings.fleet.is_off() => {
+            Some(fleet(settings, sources))
+        }
+        _ => None,
+    };
     let made = known.and_then(|(facts, settings)| live::planned(&facts, &settings, wanted));
     let made: Plan = match made {
         Ok(made) => made,
         Err(error) => return fail(&error, 1),
     };
     if json {
-        match serde_json::to_string_pretty(&made) {
+        let both = serde_json::to_value(&made).map(|mut made| {
+            if let (Some(made), Some(fleet)) = (made.as_object_mut(), &fleet) {
+                let fleet = fleet
+                    .as_ref()
+                    .map_or_else(|why| json!({ "error": why }), |it| json!(it));
+                made.insert("fleet".to_owned(), fleet);
+            }
+            made
+        });
+        match both.and_then(|both| serde_json::to_string_pretty(&both)) {
             Ok(text) => print(&format!("{text}\n")),
             Err(error) => return fail(&format!("can't write the plan as JSON: {error}"), 1),
         };
     } else {
         print(&show(&made));
+        match &fleet {
+            Some(Ok(fleet)) => drop(print(&fleet.plan())),
+            Some(Err(why)) => drop(print(&format!("{:<10} not known: {why}\n", "fleet"))),
+            None => {}
+        }
     }
     ExitCode::from(match (made.errors.is_empty(), made.is_empty()) {
         (false, _) => 1,
@@ -57,6 +83,23 @@ pub(super) fn print_facts(sources: &Sources) -> ExitCode {
         Ok(text) => print(&format!("{text}\n")),
         Err(error) => fail(&error, 1),
     }
+}
+
+/// What the running agent knows of its fleet, and does there. It acts by itself, so nothing of it is
+/// part of the exit code.
+fn fleet(settings: &Settings, sources: &Sources) -> Result<FleetStatus, String> {
+    let admin = client::address(settings.admin.clone(), sources);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| format!("can't start: {error}"))?;
+    let body = runtime.block_on(client::status(&admin));
+    let body = body.map_err(|error| format!("can't ask the agent at {admin}: {error}"))?;
+    let status: Status = serde_json::from_slice(&body)
+        .map_err(|error| format!("{admin} answered something else: {error}"))?;
+    status
+        .fleet
+        .ok_or_else(|| "the running agent takes part in none".to_owned())
 }
 
 /// A plan for people, in colours on a terminal.

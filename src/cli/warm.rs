@@ -1,27 +1,18 @@
 //! `registry-agent warm`.
 
-use std::collections::HashSet;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use futures_util::{StreamExt, stream};
 use indicatif::{DecimalBytes, MultiProgress, ProgressBar, ProgressStyle};
 
-mod agent;
-mod platform;
-
-pub(super) use agent::ClientIdentity;
-pub(super) use platform::{Platform, Platforms};
-
 use super::fail;
 use crate::config::{self, Sources};
-use crate::oci::{Digest, ImageName, Reference};
-use agent::Agent;
+use crate::oci::{Digest, ImageName};
+use crate::warm::{ClientIdentity, Platforms, Warmer};
 
 /// Layers that are asked for at once.
 const LAYERS: usize = 3;
-/// How deep indexes may lie in indexes. The specification allows any depth; nobody makes two.
-const DEPTH: u8 = 4;
 
 /// Has the running agent fetch images, by pulling them from it as any client does: so they are
 /// downloaded once and checked, whoever else asks for them meanwhile. Exit code 0: all of them are
@@ -29,7 +20,7 @@ const DEPTH: u8 = 4;
 pub(super) fn warm(
     sources: &Sources,
     images: &[ImageName],
-    platforms: &Platforms,
+    platforms: Platforms,
     identity: Option<&ClientIdentity>,
 ) -> ExitCode {
     let settings = match config::load(sources) {
@@ -48,13 +39,12 @@ pub(super) fn warm(
         let error = format!("a client stores nothing: warm the mirror itself, {mirror}");
         return fail(&error, 2);
     };
-    let agent = match Agent::new(serving, identity) {
-        Ok(agent) => agent,
+    let warmer = match Warmer::new(serving, identity, platforms) {
+        Ok(warmer) => warmer,
         Err(error) => return fail(&error, 1),
     };
     let warm = Warm {
-        agent,
-        platforms,
+        warmer,
         bars: MultiProgress::new(),
     };
     if runtime.block_on(warm.run(images)) {
@@ -64,22 +54,19 @@ pub(super) fn warm(
     }
 }
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
-
 /// A blob of an image.
 struct Layer<'a> {
     image: &'a ImageName,
     digest: Digest,
 }
 
-struct Warm<'a> {
-    agent: Agent,
-    platforms: &'a Platforms,
+struct Warm {
+    warmer: Warmer,
     /// One bar for each layer on the way; on anything but a terminal nothing is drawn.
     bars: MultiProgress,
 }
 
-impl Warm<'_> {
+impl Warm {
     /// Whether everything is warm.
     async fn run(&self, images: &[ImageName]) -> bool {
         // An image's layers are on their way while the next image's manifests are asked for.
@@ -99,7 +86,7 @@ impl Warm<'_> {
 
     /// The blobs of an image, each once; an error has been told.
     async fn layers<'i>(&self, image: &'i ImageName) -> Vec<Result<Layer<'i>, ()>> {
-        match self.blobs(image).await {
+        match self.warmer.blobs(image).await {
             Ok(blobs) => {
                 let layers = blobs.into_iter().map(|digest| Ok(Layer { image, digest }));
                 layers.collect()
@@ -109,26 +96,6 @@ impl Warm<'_> {
                 vec![Err(())]
             }
         }
-    }
-
-    async fn blobs(&self, image: &ImageName) -> Result<Vec<Digest>, Error> {
-        let (mut blobs, mut seen) = (Vec::new(), HashSet::new());
-        let mut manifests = vec![(image.reference.clone(), 0)];
-        while let Some((reference, depth)) = manifests.pop() {
-            let manifest = self.agent.manifest(image, &reference).await?;
-            let mut new = |digest: &&Digest| seen.insert((*digest).clone());
-            blobs.extend(manifest.blobs.iter().filter(|digest| new(digest)).cloned());
-            if manifest.manifests.is_empty() {
-                continue;
-            }
-            if depth == DEPTH {
-                return Err(format!("more than {DEPTH} indexes within each other").into());
-            }
-            let chosen = self.platforms.choose(&manifest.bytes)?;
-            let chosen = chosen.into_iter().map(Reference::Digest);
-            manifests.extend(chosen.map(|reference| (reference, depth + 1)));
-        }
-        Ok(blobs)
     }
 
     /// Has one blob fetched, and says what became of it.
@@ -142,7 +109,7 @@ impl Warm<'_> {
             bar.set_style(style);
         }
         bar.set_prefix(format!("{}:{}", image.name, &digest.hex()[..12]));
-        let read = self.agent.blob(image, digest, &bar).await;
+        let read = self.warmer.blob(image, digest, &bar).await;
         bar.finish_and_clear();
         self.bars.remove(&bar);
         match read {

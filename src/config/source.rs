@@ -81,6 +81,14 @@ impl Sources {
         }
     }
 
+    /// The folder that the unit keeps for this process (`StateDirectory=`), where it has one.
+    pub fn unit_state_folder(&self) -> Option<PathBuf> {
+        // Several are joined by colons: the first is the unit's own.
+        let first = self.variable("STATE_DIRECTORY")?.split(':').next()?;
+        let folder = Path::new(first);
+        folder.is_absolute().then(|| folder.to_owned())
+    }
+
     /// A variable's value; none if it is unset or empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         let named = self.environment.iter().find(|(key, _)| key == name);

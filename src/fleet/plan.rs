@@ -53,6 +53,8 @@ pub struct Plan {
     pub next: Duration,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// The guard has kept this instance from asking to be replaced.
+    pub refused: bool,
     /// For the next plan.
     pub memory: Memory,
 }
@@ -73,6 +75,25 @@ pub enum State {
     Standby,
     Warmed,
     Unknown,
+}
+
+impl State {
+    /// Its name, as `status` and the metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Boot => "boot",
+            Self::Outside => "outside",
+            Self::PendingWait => "pending_wait",
+            Self::Registering => "registering",
+            Self::Serving => "serving",
+            Self::Suspect => "suspect",
+            Self::Drain => "drain",
+            Self::Standby => "standby",
+            Self::Warmed => "warmed",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Something to be done.
@@ -130,6 +151,37 @@ pub enum Action {
     LetGo,
 }
 
+impl Action {
+    /// The call, by the name that its API gives it, and what it is about, for people.
+    pub fn describe(&self) -> String {
+        let about = |call: &str, what: &dyn std::fmt::Display| format!("{call} {what}");
+        match self {
+            Self::Heartbeat { hook } => about("RecordLifecycleActionHeartbeat", hook),
+            Self::CompleteHook {
+                hook,
+                abandon: false,
+            } => about("CompleteLifecycleAction CONTINUE", hook),
+            Self::CompleteHook { hook, .. } => about("CompleteLifecycleAction ABANDON", hook),
+            Self::AskForReplacement => "SetInstanceHealth Unhealthy".to_owned(),
+            Self::RaiseDesired { to } => about("SetDesiredCapacity", to),
+            Self::Attach => "AttachInstances".to_owned(),
+            Self::RegisterTarget => "RegisterTargets".to_owned(),
+            Self::DeregisterTarget => "DeregisterTargets".to_owned(),
+            Self::WriteOwnRecords { records } => {
+                let addresses = records.iter().flat_map(|record| &record.addresses);
+                let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+                about("write the own record", &addresses.join(", "))
+            }
+            Self::DeleteRecord { record } => {
+                let identifier = record.identifier.as_deref().unwrap_or("of nobody");
+                about("delete the record", &identifier)
+            }
+            Self::RefuseUploads => "refuse new uploads".to_owned(),
+            Self::LetGo => "let the service stop".to_owned(),
+        }
+    }
+}
+
 /// What can be looked at. A look that fails changes nothing in the facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,8 +197,24 @@ pub enum Look {
     /// [`Facts::records`]
     Records,
     /// [`Facts::peers`]: all in service, or at most 20 of them, chosen anew each time, in a large
-    /// group; and always the owners of records that [`Facts::records`] holds, up to as many.
+    /// group; and always the owners of records that [`Facts::records`] holds, up to as many. One
+    /// whose address nothing says does not answer; where that is all of them, those are ready that
+    /// the load balancer finds healthy.
     Peers,
+}
+
+impl Look {
+    /// What is looked at, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Group => "the group",
+            Self::Abandoned => "abandoned launches",
+            Self::OwnTarget => "the own target",
+            Self::OwnRecords => "the own records",
+            Self::Records => "all records of the name",
+            Self::Peers => "the peers",
+        }
+    }
 }
 
 /// What this instance has to do for its place in the fleet.

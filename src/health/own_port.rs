@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -26,7 +26,7 @@ pub struct OwnPort {
     from: Arc<AtomicU16>,
 }
 
-type BoxError = Box<dyn Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 impl OwnPort {
     /// The registry that listens on `local`.
@@ -100,12 +100,13 @@ impl OwnPort {
     async fn ask(&self) -> Result<(), BoxError> {
         let socket = self.connect().await?;
         match &self.tls {
-            None => head(socket).await,
+            None => head(socket).await?,
             Some(tls) => {
                 let name = ServerName::try_from("localhost")?;
-                head(tls.connect(name, socket).await?).await
+                head(tls.connect(name, socket).await?).await?
             }
-        }
+        };
+        Ok(())
     }
 }
 
@@ -120,26 +121,26 @@ fn socket_to(address: SocketAddr) -> io::Result<(TcpSocket, u16)> {
     Ok((socket, port))
 }
 
-async fn head(
+/// What a registry answers to `HEAD /` on a connection of its own.
+pub(crate) async fn head(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-) -> Result<(), BoxError> {
+) -> Result<StatusCode, BoxError> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::head("/").header("host", "registry-agent");
     let answer = sender.send_request(request.body(Empty::<Bytes>::new())?);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        answer = answer => answer?,
-        ended = &mut connection => return Err(match ended {
+        answer = answer => Ok(answer?.status()),
+        ended = &mut connection => Err(match ended {
             Ok(()) => "the connection was closed without an answer".into(),
             Err(error) => error.into(),
         }),
-    };
-    Ok(())
+    }
 }
 
 /// Whether the other side has ended the TLS connection by saying why.
-fn is_alert(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn is_alert(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         let within = error.downcast_ref::<std::io::Error>();

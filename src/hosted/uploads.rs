@@ -153,6 +153,9 @@ impl Drop for Receiving<'_> {
 impl Hosted {
     /// Begins an upload to a repository, which is one of our own from then on.
     pub async fn begin(&self, of: &Repository, by: Algorithm) -> Result<Held, HostedError> {
+        if self.0.leaving.load(Ordering::Relaxed) {
+            return Err(HostedError::Leaving);
+        }
         self.claim(of).await?;
         let id = UploadId::random()?;
         let begin = || self.0.store.begin_upload(of, id);

@@ -7,11 +7,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 /// What happens on one connection.
 #[derive(Debug, Clone)]
-pub(super) struct Activity(Arc<Mutex<State>>);
+pub(super) struct Activity {
+    state: Arc<Mutex<State>>,
+    /// Answers under way, on all connections.
+    running: Gauge,
+}
 
 #[derive(Debug)]
 struct State {
@@ -22,20 +27,25 @@ struct State {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State {
+    pub(super) fn new(running: Gauge) -> Self {
+        let state = State {
             ours: 0,
             since: Instant::now(),
-        })))
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            running,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request has come: it is our turn.
     pub(super) fn turn(&self) -> Turn {
         self.state().ours += 1;
+        self.running.inc();
         Turn {
             activity: self.clone(),
             ours: true,
@@ -89,6 +99,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.clients();
+        self.activity.running.dec();
     }
 }
 
@@ -107,7 +118,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_clients_own_time_counts() {
-        let activity = Activity::new();
+        let running = Gauge::default();
+        let activity = Activity::new(running.clone());
         assert!(is_over(&activity).await, "it sends nothing");
         let mut turn = activity.turn();
         assert!(!is_over(&activity).await, "we are still looking");
@@ -115,7 +127,9 @@ mod tests {
         assert!(is_over(&activity).await, "it reads nothing");
         turn.ours();
         assert!(!is_over(&activity).await, "more is on its way to us");
+        assert_eq!(running.get(), 1);
         drop(turn);
+        assert_eq!(running.get(), 0);
         assert!(is_over(&activity).await, "it asks for nothing more");
     }
 }

@@ -56,6 +56,9 @@ impl From<HostedError> for Refusal {
                 of(ErrorCode::Denied).with_status(StatusCode::CONFLICT)
             }
             HostedError::OtherShard { .. } => of(ErrorCode::Denied),
+            HostedError::Leaving => {
+                of(ErrorCode::Unsupported).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            }
             HostedError::NoDeletes => of(ErrorCode::Unsupported),
             HostedError::Store(error) if error.is_full() => {
                 // Paths are for the log, not for clients.

@@ -167,10 +167,19 @@ where
         tokio::spawn(async move {
             let _held = (place, share);
             metrics.connections.inc();
+            let activity = Activity::new(metrics.running.clone());
             match stream {
                 Stream::Tcp(socket) => {
                     let (stream, outbox) = SendfileStream::new(socket);
-                    connection(stream, Some(outbox), answer, watcher, idle, newcomer).await;
+                    connection(
+                        stream,
+                        Some(outbox),
+                        answer,
+                        watcher,
+                        (activity, idle),
+                        newcomer,
+                    )
+                    .await;
                 }
                 Stream::Tls(socket, identity) => {
                     let begun = tokio::select! {
@@ -183,7 +192,8 @@ where
                     match begun {
                         Some(Ok(stream)) => {
                             let stream = TokioIo::new(stream);
-                            connection(stream, None, answer, watcher, idle, newcomer).await;
+                            connection(stream, None, answer, watcher, (activity, idle), newcomer)
+                                .await;
                         }
                         Some(Err(error)) => tracing::debug!(%error, "no TLS connection was made"),
                         None => {}
@@ -191,7 +201,7 @@ where
                 }
                 Stream::Unix(socket) => {
                     let stream = TokioIo::new(socket);
-                    connection(stream, None, answer, watcher, idle, newcomer).await;
+                    connection(stream, None, answer, watcher, (activity, idle), newcomer).await;
                 }
             }
             metrics.connections.dec();
@@ -224,12 +234,11 @@ async fn connection<F>(
     outbox: Option<Outbox>,
     answer: impl Fn(Request<Incoming>, Option<&Outbox>) -> F,
     watcher: Watcher,
-    idle: Duration,
+    (activity, idle): (Activity, Duration),
     newcomer: mpsc::Sender<Infallible>,
 ) where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let activity = Activity::new();
     let requests = activity.clone();
     let newcomer = Mutex::new(Some(newcomer));
     let service = service_fn(move |request: Request<Incoming>| {

@@ -399,14 +399,18 @@ impl Filesystem {
     /// Proves that the store can be written and read back.
     pub fn probe(&self) -> Result<(), StoreError> {
         let folder = self.root.join(layout::TEMPORARY);
-        let mut file = tempfile::Builder::new()
-            .prefix("probe")
-            .tempfile_in(&folder)
-            .map_err(|e| StoreError::new("write in", &folder, e))?;
-        file.write_all(b"registry-agent")
+        let error = |e| StoreError::new("write in", &folder, e);
+        // The crate's own way to open it puts the random name into the error, which would be another
+        // problem at each probe, and hides the system's number for it.
+        let create = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+        let mut builder = tempfile::Builder::new();
+        let file = builder.prefix("probe").make_in(&folder, create);
+        let mut file = file.map_err(error)?;
+        file.as_file_mut()
+            .write_all(b"registry-agent")
             .and_then(|()| file.as_file().sync_data())
-            .and_then(|()| file.close())
-            .map_err(|e| StoreError::new("write in", &folder, e))
+            .map_err(error)?;
+        file.close().map_err(error)
     }
 
     /// The disk that holds the root: its size and what this user may still write, in bytes.

@@ -10,12 +10,10 @@ use crate::harness::{Host, Network, command};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_registry-agent");
 
-/// User-data, and whether it says of a fleet what this version checks and does not do yet. When it
-/// does, this is red, and goes.
+/// User-data.
 struct Case {
     name: String,
     text: String,
-    of_a_fleet: bool,
 }
 
 fn examples() -> Vec<Case> {
@@ -26,11 +24,7 @@ fn examples() -> Vec<Case> {
         let name = path.file_stem().expect("a name");
         let name = name.to_str().expect("a plain name").to_owned();
         let text = fs::read_to_string(&path).expect("an example");
-        Case {
-            name,
-            text,
-            of_a_fleet: false,
-        }
+        Case { name, text }
     });
     let cases: Vec<Case> = cases.collect();
     assert!(cases.len() >= 5, "the examples were not found");
@@ -58,7 +52,6 @@ fn generated() -> Vec<Case> {
     let cases = flags.map(|flags| Case {
         name: flags.join(" "),
         text: command::run(&[&[BINARY, "generate", "cloud-init"], flags].concat()),
-        of_a_fleet: false,
     });
     cases.into()
 }
@@ -85,7 +78,6 @@ fn stack() -> Vec<Case> {
     let cases = blocks.zip(names).map(|(text, name)| Case {
         name: format!("the stack's, {name}"),
         text,
-        of_a_fleet: true,
     });
     let cases: Vec<Case> = cases.collect();
     assert_eq!(cases.len(), 2, "the stack's user-data was not found");
@@ -115,12 +107,7 @@ fn all_user_data_passes_cloud_inits_schema_and_the_agents_check() {
     let wrong = schema("#cloud-config\nwrite_files: { path: /etc/a }\n");
     assert!(!wrong.succeeded(), "the schema refuses nothing: {wrong}");
 
-    for Case {
-        name,
-        text,
-        of_a_fleet,
-    } in [examples(), generated(), stack()].into_iter().flatten()
-    {
+    for Case { name, text } in [examples(), generated(), stack()].into_iter().flatten() {
         let valid = schema(&text);
         assert!(valid.succeeded(), "{name}: {valid}");
         // On a baked image nothing is run: what is written is there before anything starts.
@@ -134,17 +121,7 @@ fn all_user_data_passes_cloud_inits_schema_and_the_agents_check() {
             "registry-agent",
             "check",
         ]);
-        assert_eq!(check.succeeded(), !of_a_fleet, "{name}: {check}");
-        let said = if of_a_fleet {
-            "fleet: this version does not take part"
-        } else {
-            ""
-        };
-        assert!(check.stderr.starts_with(said), "{name}: {check}");
-        assert_eq!(
-            check.stderr.lines().count(),
-            usize::from(of_a_fleet),
-            "{name}: {check}"
-        );
+        assert!(check.succeeded(), "{name}: {check}");
+        assert_eq!(check.stderr, "", "{name}: {check}");
     }
 }

@@ -48,6 +48,7 @@ impl Turn<'_> {
             return;
         }
         if let Some(reason) = self.forbids() {
+            self.refused = true;
             self.note(format!("{fatal}; it does not ask to be replaced: {reason}"));
             // All over again, and not at once.
             self.memory.second_look = None;

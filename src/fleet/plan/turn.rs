@@ -42,6 +42,8 @@ pub(super) struct Turn<'a> {
     looks: BTreeMap<Look, Duration>,
     next: Duration,
     notes: Vec<String>,
+    /// See [`Plan::refused`].
+    pub refused: bool,
 }
 
 impl<'a> Turn<'a> {
@@ -54,6 +56,7 @@ impl<'a> Turn<'a> {
             looks: BTreeMap::new(),
             next: facts.now + LONGEST_SLEEP,
             notes: Vec::new(),
+            refused: false,
         }
     }
 
@@ -64,6 +67,7 @@ impl<'a> Turn<'a> {
             looks: self.looks,
             next: self.next,
             notes: self.notes,
+            refused: self.refused,
             memory: self.memory,
         }
     }

@@ -34,9 +34,11 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
 
 /// What the agent is shown where it lets only clients with a certificate in.
 #[derive(Debug, Clone)]
-pub(in crate::cli) struct ClientIdentity {
-    pub(in crate::cli) certificate: PathBuf,
-    pub(in crate::cli) key: PathBuf,
+pub struct ClientIdentity {
+    /// The certificate, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM.
+    pub key: PathBuf,
 }
 
 /// The agent, as its clients see it.

@@ -10,7 +10,7 @@ use crate::oci::Digest;
 
 /// What an image runs on: `linux/amd64`, `linux/arm/v7`. Source: image-spec 1.1, "Image index".
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(in crate::cli) struct Platform {
+pub struct Platform {
     os: String,
     architecture: String,
     #[serde(default)]
@@ -19,7 +19,7 @@ pub(in crate::cli) struct Platform {
 
 /// The platforms that are wanted.
 #[derive(Debug, Clone)]
-pub(in crate::cli) enum Platforms {
+pub enum Platforms {
     /// Whatever there is.
     All,
     /// These.
@@ -28,7 +28,7 @@ pub(in crate::cli) enum Platforms {
 
 impl Platform {
     /// This host's, in Go's words, as container engines say it.
-    pub(in crate::cli) fn host() -> Self {
+    pub fn host() -> Self {
         let architecture = match consts::ARCH {
             "x86_64" => "amd64",
             "x86" => "386",
