@@ -424,11 +424,7 @@ async fn a_refusal_says_what_is_wrong_with_the_key_and_never_the_key() {
     let dns = agent(&settings).await;
     let error = dns.write_own(&id("i-1"), &wanted).await.unwrap_err();
     let error = error.to_string();
-    assert!(error.contains("REFUSED"), "{error}");
-    assert!(
-        error.contains("TXT at _registry-agent.www.example.com"),
-        "{error}"
-    );
+    assert!(error.contains("no rule that lets it"), "{error}");
     assert!(knot.lines(NAME).is_empty() && knot.lines("www.example.com").is_empty());
 }
 
