@@ -212,6 +212,9 @@ fn a_metadata_service_that_fails_changes_nothing_that_was_known() {
     let path = "autoscaling/target-lifecycle-state";
     cloud.state().metadata.insert(path, "Terminated".to_owned());
     wait_for_changes(&cloud, &["CompleteLifecycleAction"]);
+    let log = agent.log();
+    let refused = log.lines().find(|line| line.contains("with 401"));
+    assert_eq!(refused, None, "it does not ask for another token");
 }
 
 #[test]
