@@ -120,7 +120,15 @@ pub fn get(port: u16, path: &str) -> u64 {
     loop {
         match stream.read(&mut buffer).expect("an answer") {
             0 => return total,
-            read => total += read as u64,
+            read => {
+                let refused = total == 0 && !buffer.starts_with(b"HTTP/1.1 200");
+                assert!(
+                    !refused,
+                    "{path}: {}",
+                    String::from_utf8_lossy(&buffer[..read])
+                );
+                total += read as u64;
+            }
         }
     }
 }
@@ -130,7 +138,8 @@ pub fn ask(port: u16, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\
+         Connection: close\r\n\r\n"
     )
     .expect("a request");
     stream
