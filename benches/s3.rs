@@ -45,6 +45,8 @@ const QUICK: Pace = Pace {
     first_byte: Duration::from_millis(5),
     rate: 90_000_000,
 };
+/// A GiB in MB.
+const MEGABYTES: f64 = 1_073.741_824;
 const SMALL: usize = 10 * 1024;
 const SMALL_BLOBS: u64 = 40;
 const CLIENTS: usize = 32;
@@ -63,7 +65,7 @@ fn main() {
         s3: S3::start(PACE),
         compared: has_docker_registry(),
     };
-    let sections: [(&str, fn(&Bench)); 5] = [
+    let sections: [(&str, Section); 5] = [
         ("layer", layer),
         ("small", small),
         ("push", push),
@@ -80,6 +82,8 @@ fn main() {
         }
     }
 }
+
+type Section = fn(&Bench);
 
 struct Bench {
     root: TempDir,
@@ -240,7 +244,7 @@ fn layer(bench: &Bench) {
             let counts = bench.s3.take();
             println!(
                 "  {name}: {wall:.3} s, {:.0} MB/s; S3: {:?}, {} at once",
-                1073.741_824 / wall,
+                MEGABYTES / wall,
                 counts.requests,
                 counts.most
             );
@@ -376,7 +380,7 @@ fn push(bench: &Bench) {
                 println!(
                     "  {}: {wall:.3} s, {:.0} MB/s, {:.2} cpu-s, peak {:.1} MiB; S3: {:?}",
                     peer.name,
-                    1073.741_824 / wall,
+                    MEGABYTES / wall,
                     cpu(&peer.server),
                     peak(&peer.server),
                     bench.s3.take().requests
