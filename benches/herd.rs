@@ -10,7 +10,6 @@
 
 #![expect(clippy::print_stdout, reason = "a bench prints what it measured")]
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
@@ -22,7 +21,9 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 use registry_agent::oci::{Algorithm, Digest};
 
-use support::{GIB, Server, agent, ask, fill, free_port, get, median, write};
+use support::{
+    GIB, Server, agent, ask, fill, free_port, get, has_docker_registry, median, pause, peak, write,
+};
 
 mod support;
 
@@ -40,14 +41,7 @@ const BETWEEN_SIPS: Duration = Duration::from_millis(20);
 
 fn main() {
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
-    let compared = Command::new("docker-registry")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
-    if !compared {
-        println!("docker-registry is not installed: nothing to compare with");
-    }
+    let compared = has_docker_registry();
     let mut bytes = vec![0; BLOB];
     fastrand::Rng::with_seed(7).fill(&mut bytes);
     let blob = Blob {
@@ -179,14 +173,6 @@ fn sip(port: u16, path: &str, ready: &Barrier, ended: &AtomicBool) {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a slow peer is what is measured against, in a thread of its own"
-)]
-fn pause(duration: Duration) {
-    std::thread::sleep(duration);
-}
-
 /// Seconds until the last of some clients that begin together has the blob.
 fn crowd(clients: usize, port: u16, path: &str) -> f64 {
     let began = Instant::now();
@@ -199,15 +185,6 @@ fn crowd(clients: usize, port: u16, path: &str) -> f64 {
         }
     });
     began.elapsed().as_secs_f64()
-}
-
-/// The most memory that a server has held, in MiB.
-fn peak(server: &Server) -> f64 {
-    let path = format!("/proc/{}/status", server.process.id());
-    let status = fs::read_to_string(path).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    kib.expect("a peak").parse::<f64>().expect("a number") / 1024.0
 }
 
 /// A docker-registry over a store, as a proxy where it is given an upstream.

@@ -13,7 +13,7 @@ use std::time::Instant;
 use registry_agent::oci::Digest;
 use registry_agent::store::layout;
 
-use support::{GIB, Server, agent, fill, free_port, get, median, write};
+use support::{GIB, Server, agent, cpu, fill, free_port, get, median, write};
 
 mod support;
 
@@ -86,28 +86,6 @@ fn nginx(root: &Path, store: &Path, blob: &Digest, manifest: &Digest) -> Server 
     let config = folder.join("nginx.conf");
     write(&config, &text);
     Server::start(port, Command::new("nginx").arg("-c").arg(config))
-}
-
-/// User and system seconds of a server's process and its children, so far.
-fn cpu(server: &Server) -> f64 {
-    let mut ticks = 0.0;
-    for entry in fs::read_dir("/proc").expect("/proc") {
-        let path = entry.expect("an entry").path().join("stat");
-        let Ok(stat) = fs::read_to_string(path) else {
-            continue;
-        };
-        let Some((head, rest)) = stat.rsplit_once(") ") else {
-            continue;
-        };
-        let fields: Vec<&str> = rest.split(' ').collect();
-        let id = head.split(' ').next().unwrap_or_default();
-        let own = server.process.id().to_string();
-        if id == own || fields[1] == own {
-            ticks +=
-                fields[11].parse::<f64>().unwrap_or(0.0) + fields[12].parse::<f64>().unwrap_or(0.0);
-        }
-    }
-    ticks / 100.0
 }
 
 /// CPU seconds for a GiB, and wall seconds, of [`CLIENTS`] downloads at once.

@@ -672,6 +672,45 @@ async fn lists_of_more_than_one_answer_are_in_order_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_tags_take_few_requests_and_one_that_has_ended_is_none() {
+    let s3 = S3::start().await;
+    let link = Digest::of(Algorithm::Sha256, b"x");
+    let lay = |of: &Repository, name: &str, manifests: u32| {
+        let current = key(&layout::tag_link(of, &tag(name)));
+        s3.lay(&current, link.as_str().as_bytes());
+        for number in 0..manifests {
+            let was = Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+            s3.lay(&key(&layout::tag_index_link(of, &tag(name), &was)), b"x");
+        }
+    };
+    // Tags of one manifest each, and tags each of which was many.
+    let (young, old) = (repository("young"), repository("old"));
+    let names = |count: u32| -> Vec<String> { (0..count).map(|n| format!("v{n:03}")).collect() };
+    for name in names(600) {
+        lay(&young, &name, 1);
+    }
+    for name in names(40) {
+        lay(&old, &name, 60);
+    }
+    let bucket = reader(&s3).await;
+    // The folders, and then the keys, a thousand by a thousand: of the old ones that is the first 17
+    // and the one that has ended, and each of the other 23 is asked for.
+    for (of, count, lists, heads) in [(&young, 600, 1 + 2, 0), (&old, 40, 1 + 1, 23)] {
+        // Deleted, but not all of it.
+        let ended = layout::tag_index_link(of, &tag("v007x"), &link);
+        s3.lay(&key(&ended), b"x");
+        s3.front.take();
+        let (after, limit) = (String::new(), 10_000);
+        let tags = bucket.tags(of, &Page { after, limit }).await.unwrap();
+        let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
+        assert_eq!(tags, names(count));
+        let asked = s3.front.take();
+        let asked = ["LIST", "HEAD"].map(|it| asked.get(it).copied().unwrap_or_default());
+        assert_eq!(asked, [lists, heads], "{of}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_right_to_list_what_is_not_there_is_not_there() {
     let s3 = S3::start().await;
     s3.front.no_list();

@@ -1,4 +1,5 @@
 //! What the benches beside other servers share.
+#![allow(dead_code, reason = "every bench uses a part of it")]
 
 use std::fs;
 use std::io::{Read, Write};
@@ -119,7 +120,15 @@ pub fn get(port: u16, path: &str) -> u64 {
     loop {
         match stream.read(&mut buffer).expect("an answer") {
             0 => return total,
-            read => total += read as u64,
+            read => {
+                let refused = total == 0 && !buffer.starts_with(b"HTTP/1.1 200");
+                assert!(
+                    !refused,
+                    "{path}: {}",
+                    String::from_utf8_lossy(&buffer[..read])
+                );
+                total += read as u64;
+            }
         }
     }
 }
@@ -129,7 +138,8 @@ pub fn ask(port: u16, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\
+         Connection: close\r\n\r\n"
     )
     .expect("a request");
     stream
@@ -138,4 +148,56 @@ pub fn ask(port: u16, path: &str) -> TcpStream {
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
+}
+
+/// Whether there is a docker-registry to compare with, which is said if not.
+pub fn has_docker_registry() -> bool {
+    let version = Command::new("docker-registry")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status();
+    if version.is_err() {
+        println!("docker-registry is not installed: nothing to compare with");
+    }
+    version.is_ok()
+}
+
+/// The most memory that a server has held, in MiB: `VmHWM`, pages of its binary among it.
+pub fn peak(server: &Server) -> f64 {
+    let path = format!("/proc/{}/status", server.process.id());
+    let status = fs::read_to_string(path).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.expect("a peak").parse::<f64>().expect("a number") / 1024.0
+}
+
+/// User and system seconds of a server's process and its children, so far.
+pub fn cpu(server: &Server) -> f64 {
+    let mut ticks = 0.0;
+    for entry in fs::read_dir("/proc").expect("/proc") {
+        let path = entry.expect("an entry").path().join("stat");
+        let Ok(stat) = fs::read_to_string(path) else {
+            continue;
+        };
+        let Some((head, rest)) = stat.rsplit_once(") ") else {
+            continue;
+        };
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let id = head.split(' ').next().unwrap_or_default();
+        let own = server.process.id().to_string();
+        if id == own || fields[1] == own {
+            ticks +=
+                fields[11].parse::<f64>().unwrap_or(0.0) + fields[12].parse::<f64>().unwrap_or(0.0);
+        }
+    }
+    ticks / 100.0
+}
+
+/// Waits as a slow peer does.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a slow peer is what is measured against, in a thread of its own"
+)]
+pub fn pause(duration: Duration) {
+    std::thread::sleep(duration);
 }

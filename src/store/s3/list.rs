@@ -1,7 +1,7 @@
 //! Lists of a bucket, a page at a time, by LIST with a delimiter: what it costs is what is in the
 //! page, and nothing is ever walked key by key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
@@ -175,18 +175,53 @@ impl Bucket {
             let tags = batch.into_iter().filter(|place| !place.ends_with('/'));
             let tags = tags.filter(|name| *name > page.after);
             let tags: Vec<Tag> = tags.filter_map(|name| name.parse().ok()).collect();
-            let checked = stream::iter(tags.into_iter().map(async |tag: Tag| {
-                let key = self.0.prefix.key(&layout::tag_link(of, &tag));
-                let there = self.size(&key).await?.is_some();
-                Ok::<_, BucketError>(there.then_some(tag))
-            }));
+            let mut tags = tags.as_slice();
             // No more are looked at ahead than may be wanted.
-            let wanted = page.limit - found.len();
-            let checked = checked.buffered(AT_ONCE.min(wanted));
-            let such = checked.try_filter_map(async |tag| Ok(tag));
-            found.extend(such.take(wanted).try_collect::<Vec<Tag>>().await?);
+            while let wanted @ 1.. = tags.len().min(page.limit - found.len()) {
+                let (these, rest) = tags.split_at(wanted);
+                found.extend(self.those_there(of, these).await?);
+                tags = rest;
+            }
         }
         Ok(found)
+    }
+
+    /// Those of these names that are tags, in their order.
+    ///
+    /// Where they are many, LIST without a delimiter tells of hundreds at once. It also brings all
+    /// that each tag was before: where that makes it tell of few, each is asked for by itself.
+    async fn those_there(&self, of: &Repository, tags: &[Tag]) -> Result<Vec<Tag>, BucketError> {
+        let link = |tag: &Tag| format!("{tag}/current/link");
+        // In the order of S3, which is not that of their names.
+        let mut unknown = tags.to_vec();
+        unknown.sort_by_cached_key(link);
+        let mut there: HashSet<Tag> = HashSet::new();
+        while unknown.len() > AT_ONCE {
+            let after = From::After(unknown[0].as_str());
+            let folder = layout::tags(of);
+            let listing = self.list_with(&folder, None, None, Some(after)).await?;
+            let files: HashSet<&str> = listing.files.iter().map(String::as_str).collect();
+            // What is behind the last key is in another answer.
+            let told = match (listing.more, listing.files.last()) {
+                (Some(_), Some(last)) => unknown.partition_point(|tag| link(tag) <= *last),
+                _ => unknown.len(),
+            };
+            let listed = unknown.drain(..told);
+            there.extend(listed.filter(|tag| files.contains(link(tag).as_str())));
+            if told < AT_ONCE {
+                break;
+            }
+        }
+        let looks = unknown.into_iter().map(async |tag: Tag| {
+            let key = self.0.prefix.key(&layout::tag_link(of, &tag));
+            let size = self.size(&key).await?;
+            Ok::<_, BucketError>(size.map(|_| tag))
+        });
+        let looks = stream::iter(looks).buffer_unordered(AT_ONCE);
+        let rest: Vec<Option<Tag>> = looks.try_collect().await?;
+        there.extend(rest.into_iter().flatten());
+        let such = tags.iter().filter(|tag| there.contains(*tag));
+        Ok(such.cloned().collect())
     }
 
     /// Which tags of a repository are this manifest.

@@ -23,7 +23,7 @@ const PART: u64 = 8 * 1024 * 1024;
 /// The most parts that S3 takes.
 const PARTS: u64 = 10_000;
 /// Parts of one body that are sent at the same time.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 8;
 
 /// A part of a file.
 struct Piece {
@@ -161,7 +161,11 @@ impl Writer {
                 .build();
             Ok::<_, BucketError>(part)
         }));
-        parts.buffered(AT_ONCE).try_collect().await
+        // In the order in which they are done: one that is slow keeps no others waiting.
+        let parts = parts.buffer_unordered(AT_ONCE);
+        let mut parts: Vec<CompletedPart> = parts.try_collect().await?;
+        parts.sort_unstable_by_key(CompletedPart::part_number);
+        Ok(parts)
     }
 
     async fn complete(

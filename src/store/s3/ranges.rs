@@ -354,6 +354,9 @@ impl Blob {
                     // A store that knows no ranges goes on to the object's end.
                     let wanted = usize::try_from(end - at).unwrap_or(usize::MAX);
                     bytes.truncate(wanted);
+                    // It holds all of the buffer that it was read into, which may be several times
+                    // as large, and of which the limit of memory knows nothing.
+                    let bytes = Bytes::copy_from_slice(&bytes);
                     at += bytes.len() as u64;
                     progress += bytes.len() as u64;
                     if progress >= PROGRESS {

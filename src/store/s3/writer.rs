@@ -28,7 +28,7 @@ use crate::store::layout::Repository;
 /// Up to this size, in bytes, a blob is sent by one request.
 const SINGLE: u64 = 16 * 1024 * 1024;
 /// The bytes of all bodies that are in memory to be sent.
-const MEMORY: u64 = 32 * 1024 * 1024;
+const MEMORY: u64 = 64 * 1024 * 1024;
 /// The unit of memory that is shared out, in bytes.
 const UNIT: u64 = 1024;
 /// The most keys that a tag may have: one for each manifest that it ever was.
