@@ -200,10 +200,14 @@ impl Bucket {
             let after = From::After(unknown[0].as_str());
             let folder = layout::tags(of);
             let listing = self.list_with(&folder, None, None, Some(after)).await?;
-            let files: HashSet<&str> = listing.files.iter().map(String::as_str).collect();
+            let files: HashSet<&str> = listing
+                .files
+                .iter()
+                .map(|file| file.name.as_str())
+                .collect();
             // What is behind the last key is in another answer.
             let told = match (listing.more, listing.files.last()) {
-                (Some(_), Some(last)) => unknown.partition_point(|tag| link(tag) <= *last),
+                (Some(_), Some(last)) => unknown.partition_point(|tag| link(tag) <= last.name),
                 _ => unknown.len(),
             };
             let listed = unknown.drain(..told);
