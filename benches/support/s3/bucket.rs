@@ -23,6 +23,7 @@ fn plain(status: &'static str, body: impl Into<Bytes>) -> Answer {
         headers: "Content-Type: application/xml\r\n".to_owned(),
         length: body.len(),
         body: vec![body],
+        file: None,
     }
 }
 
@@ -51,6 +52,7 @@ impl State {
         let etag = self.next();
         let object = Object {
             pieces,
+            file: None,
             etag: etag.clone(),
         };
         self.objects.insert(key.to_owned(), object);
@@ -105,6 +107,7 @@ impl State {
             status,
             headers,
             body: object.part(from, to),
+            file: object.file.clone().map(|file| (file, from)),
             length: to - from,
         }
     }
@@ -144,6 +147,7 @@ impl State {
                 };
                 let object = Object {
                     pieces,
+                    file: None,
                     etag: etag.clone(),
                 };
                 let part = part.parse().expect("a part's number");
