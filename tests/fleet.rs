@@ -179,8 +179,9 @@ fn a_spot_instance_is_found_nowhere_when_it_is_taken_back() {
     let fleet = Fleet::of(2);
     let ids = fleet.ids();
     let agents: Vec<Agent> = ids.iter().map(|id| fleet.boot(id)).collect();
-    ids.iter()
-        .for_each(|id| fleet.wait_for(id, Some(Phase::InService)));
+    for id in &ids {
+        fleet.wait_for(id, Some(Phase::InService));
+    }
     fleet.plane.interrupt(&ids[0], Duration::from_mins(2));
     eventually(LONG, "one is left", || {
         fleet.served().len() == 1 && fleet.listed() == 1
@@ -194,8 +195,9 @@ fn an_instance_in_standby_is_not_found_and_is_again_afterwards() {
     let fleet = Fleet::of(2);
     let ids = fleet.ids();
     let _agents: Vec<Agent> = ids.iter().map(|id| fleet.boot(id)).collect();
-    ids.iter()
-        .for_each(|id| fleet.wait_for(id, Some(Phase::InService)));
+    for id in &ids {
+        fleet.wait_for(id, Some(Phase::InService));
+    }
     let which = format!(
         "AutoScalingGroupName={GROUP}&InstanceIds.member.1={}",
         ids[0]
@@ -284,8 +286,9 @@ fn an_instance_that_is_cut_off_is_not_taken_away_by_itself_nor_by_others() {
     let fleet = Fleet::of(2);
     let ids = fleet.ids();
     let agents: Vec<Agent> = ids.iter().map(|id| fleet.boot(id)).collect();
-    ids.iter()
-        .for_each(|id| fleet.wait_for(id, Some(Phase::InService)));
+    for id in &ids {
+        fleet.wait_for(id, Some(Phase::InService));
+    }
     fleet.plane.faults(|it| it.cut_off(&ids[0]));
     let looks = fleet.plane.calls("DescribeAutoScalingGroups").len();
     eventually(LONG, "both look again", || {

@@ -23,6 +23,7 @@ use server::{Fault, SECRET_KEY};
 use support::agent::Agent;
 use support::disk::age;
 use support::image::{Blob, Image, KIB, Manifest, OCI_MANIFEST};
+use support::write_file;
 
 const NAME: &str = "mycompany/app";
 const OTHER: &str = "mycompany/other";
@@ -314,12 +315,12 @@ fn once(
 
 #[test]
 fn what_is_used_just_before_it_goes_is_not_lost() {
+    type IsIt = Box<dyn Fn(&str) -> bool + Send + Sync>;
     let cloud = Cloud::start();
     let agent = Arc::new(cloud.writer().start());
     let blob = Blob::new(1, KIB);
     let (of_blob, of_link) = (data(&blob.digest), link(NAME, &blob.digest));
     let folder = of_blob.strip_suffix("data").unwrap().to_owned();
-    type IsIt = Box<dyn Fn(&str) -> bool + Send + Sync>;
     // (what the collection is about to do, how, and whether the client was there before)
     let moments: [(&str, &'static str, IsIt); 4] = [
         (
@@ -383,6 +384,7 @@ fn what_is_used_just_before_it_goes_is_not_lost() {
 
 #[test]
 fn a_bucket_that_can_not_be_read_to_its_end_loses_nothing() {
+    type IsIt = Box<dyn Fn(&server::Asked) -> bool + Send + Sync>;
     let cloud = Cloud::start();
     let agent = cloud.writer().start();
     let (image, orphan) = (Image::small(1), Blob::new(9, KIB));
@@ -392,7 +394,6 @@ fn a_bucket_that_can_not_be_read_to_its_end_loses_nothing() {
     age_all(&cloud);
     let before = keys(&cloud);
     let of_manifest = data(image.digest());
-    type IsIt = Box<dyn Fn(&server::Asked) -> bool + Send + Sync>;
     let requests: [(&str, IsIt); 4] = [
         (
             "repositories",
@@ -441,7 +442,7 @@ fn a_repository_with_a_manifest_that_can_not_be_read_loses_nothing() {
     agent.push(OTHER, "v1", &two);
     agent.push_blob(NAME, &orphans[0]);
     agent.push_blob(OTHER, &orphans[1]);
-    fs::write(cloud.s3.file(&data(one.digest())), b"{}").unwrap();
+    write_file(&cloud.s3.file(&data(one.digest())), b"{}");
     age_all(&cloud);
     let run = gc(&agent, &[]);
     assert_eq!(run.code, Some(1), "{}", run.said);

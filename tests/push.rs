@@ -159,7 +159,10 @@ fn a_blob_is_pushed_in_chunks(home: &Home) {
         let reply = patch(&agent, &location, &blob.bytes, start..end);
         assert_eq!(reply.status, 202, "{reply:?}");
         assert_eq!(reply.header("range"), Some(&*format!("0-{}", end - 1)));
-        location = reply.header("location").expect("a Location").to_owned();
+        reply
+            .header("location")
+            .expect("a Location")
+            .clone_into(&mut location);
     }
     let status = agent.get(&location);
     assert_eq!(status.status, 204);

@@ -18,6 +18,7 @@ use cloud::Cloud;
 use server::Fault;
 use support::agent::Agent;
 use support::image::{Image, KIB, MIB};
+use support::write_file;
 
 const NAME: &str = "mycompany/app";
 const V2: &str = "docker/registry/v2";
@@ -74,14 +75,17 @@ fn what_is_wrong_in_a_bucket_is_found_and_a_writer_removes_it() {
     // One byte of another, a blob that is gone, a link of another, and tags of nothing.
     let mut rotten = layers[1].bytes.to_vec();
     rotten[1000] ^= 1;
-    fs::write(cloud.s3.file(&data(&layers[1].digest)), &rotten).unwrap();
+    write_file(&cloud.s3.file(&data(&layers[1].digest)), &rotten);
     fs::remove_file(cloud.s3.file(&data(&layers[2].digest))).unwrap();
-    fs::write(cloud.s3.file(&layer(&layers[0].digest)), good.digest()).unwrap();
+    write_file(
+        &cloud.s3.file(&layer(&layers[0].digest)),
+        good.digest().as_bytes(),
+    );
     let tag = |name: &str| format!("{V2}/repositories/{NAME}/_manifests/tags/{name}/current/link");
     cloud.s3.lay(&tag("lost"), layers[0].digest.as_bytes());
     cloud.s3.lay(&tag("none"), b"by hand");
     let wrong = [
-        (data(&layers[1].digest), format!("that are sha256:")),
+        (data(&layers[1].digest), "that are sha256:".to_owned()),
         (
             layer(&layers[1].digest),
             "which the bucket does not have".to_owned(),
@@ -151,12 +155,12 @@ fn a_blob_that_was_replaced_meanwhile_is_not_removed() {
     let layer = image.layer();
     let key = data(&layer.digest);
     let file = cloud.s3.file(&key);
-    fs::write(&file, b"rotten").unwrap();
+    write_file(&file, b"rotten");
     support::disk::age(&file, 1);
     let (bytes, announced) = (layer.bytes.clone(), key.replace("/data", "/collecting-"));
     cloud.s3.front.plan(move |asked| {
         if asked.operation == "PUT" && asked.key.starts_with(&announced) {
-            fs::write(&file, &bytes).unwrap();
+            write_file(&file, &bytes);
         }
         None
     });

@@ -1,5 +1,10 @@
 //! The fleet's DNS providers against real servers: knot for RFC 2136, ministack for Route 53.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers may panic as the test may"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

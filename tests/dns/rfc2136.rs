@@ -147,8 +147,10 @@ async fn what_is_not_exactly_so_any_more_is_not_deleted() {
     let knot = Knot::start("");
     let dns = agent(&knot.settings()).await;
     let now = record("i-1", &["192.0.2.1"]);
-    dns.write_own(&id("i-1"), &[now.clone()]).await.unwrap();
-    let ttl = Duration::from_secs(60);
+    dns.write_own(&id("i-1"), std::slice::from_ref(&now))
+        .await
+        .unwrap();
+    let ttl = Duration::from_mins(1);
     for other in [
         record("i-1", &["192.0.2.2"]),
         record("i-1", &["192.0.2.1", "192.0.2.2"]),
@@ -156,7 +158,11 @@ async fn what_is_not_exactly_so_any_more_is_not_deleted() {
         Record { ttl, ..now.clone() },
     ] {
         dns.delete(&other).await.unwrap();
-        assert_eq!(own(&dns, "i-1").await, [now.clone()], "{other:?}");
+        assert_eq!(
+            own(&dns, "i-1").await,
+            std::slice::from_ref(&now),
+            "{other:?}"
+        );
     }
     for _ in 0..2 {
         dns.delete(&now).await.unwrap();
@@ -225,7 +231,7 @@ async fn agents_of_two_ttls_do_not_fight_and_a_strangers_is_put_right() {
     let dns = agent(&knot.settings()).await;
     let short = [record("i-1", &["192.0.2.1"])];
     let long = [Record {
-        ttl: Duration::from_secs(60),
+        ttl: Duration::from_mins(1),
         ..record("i-2", &["192.0.2.2"])
     }];
     dns.write_own(&id("i-1"), &short).await.unwrap();
@@ -238,7 +244,7 @@ async fn agents_of_two_ttls_do_not_fight_and_a_strangers_is_put_right() {
         &["zone-set", NAME_AND_DOT, "7200", "A", "192.0.2.1"],
         &["zone-set", NAME_AND_DOT, "7200", "A", "192.0.2.2"],
     ]);
-    assert_eq!(own(&dns, "i-1").await[0].ttl, Duration::from_secs(7200));
+    assert_eq!(own(&dns, "i-1").await[0].ttl, Duration::from_hours(2));
     dns.write_own(&id("i-1"), &short).await.unwrap();
     assert_eq!(own(&dns, "i-1").await, short);
     assert_eq!(own(&dns, "i-2").await, long);
@@ -265,7 +271,9 @@ async fn reused_address(held: &str) {
     let dns = agent(&knot.settings()).await;
     let dead = record("i-dead", &["192.0.2.1"]);
     let new = [record("i-new", &["192.0.2.1"])];
-    dns.write_own(&id("i-dead"), &[dead.clone()]).await.unwrap();
+    dns.write_own(&id("i-dead"), std::slice::from_ref(&dead))
+        .await
+        .unwrap();
 
     let (there, is_there) = oneshot::channel();
     let (go, may_go) = oneshot::channel();

@@ -105,13 +105,15 @@ async fn what_is_not_exactly_so_any_more_is_not_deleted() {
     let server = Ministack::start().await;
     let dns = agent(&server, DnsPolicy::Multivalue).await;
     let now = record("i-1", &["192.0.2.1"]);
-    dns.write_own(&id("i-1"), &[now.clone()]).await.unwrap();
+    dns.write_own(&id("i-1"), std::slice::from_ref(&now))
+        .await
+        .unwrap();
     let before = server.sets().await;
     for other in [
         record("i-1", &["192.0.2.2"]),
         record("i-2", &["192.0.2.1"]),
         Record {
-            ttl: Duration::from_secs(60),
+            ttl: Duration::from_mins(1),
             ..now.clone()
         },
     ] {

@@ -6,8 +6,8 @@ use std::process::Command;
 /// The python that has them: `-m moto.server`, `-m ministack`.
 pub fn python() -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cloud-tools");
-    let said = Command::new(script).arg("--path").output().unwrap();
-    let folder = String::from_utf8(said.stdout).unwrap();
+    let said = Command::new(script).arg("--path").output().expect("bash");
+    let folder = String::from_utf8(said.stdout).expect("a path");
     let python = PathBuf::from(folder.trim()).join("bin/python");
     assert!(
         python.exists(),

@@ -67,8 +67,14 @@ fn of_a_bucket(role: PolicyRole, bucket: &str, prefix: &str, kms_key: Option<&st
     let mut list = allow("List", &["s3:ListBucket"], &whole);
     if !prefix.as_str().is_empty() {
         // The rest of the bucket is somebody else's.
-        let keys = prefix.key(&format!("{}/*", layout::V2));
-        list["Condition"] = json!({ "StringLike": { "s3:prefix": [keys] } });
+        let mut folders = vec![layout::V2];
+        // A note that is not there is a 403 to who may not list it.
+        folders.extend((role == PolicyRole::Mirror).then_some(layout::PUBLIC));
+        let keys = folders
+            .into_iter()
+            .map(|folder| prefix.key(&format!("{folder}/*")));
+        let keys: Vec<_> = keys.collect();
+        list["Condition"] = json!({ "StringLike": { "s3:prefix": keys } });
     }
     let mut statements = vec![allow("Read", &["s3:GetObject"], &content), list];
     if role == PolicyRole::Mirror {
@@ -173,5 +179,13 @@ mod tests {
             policy["Statement"][1]["Condition"],
             json!({ "StringLike": { "s3:prefix": ["team/docker/registry/v2/*"] } })
         );
+    }
+
+    #[test]
+    fn a_mirror_below_a_prefix_may_list_its_notes_as_well() {
+        let policy = super::of_a_bucket(PolicyRole::Mirror, "images", "team", None);
+        let listed = &policy[1]["Condition"]["StringLike"]["s3:prefix"];
+        let notes = format!("team/{}/*", layout::PUBLIC);
+        assert_eq!(*listed, json!(["team/docker/registry/v2/*", notes]));
     }
 }

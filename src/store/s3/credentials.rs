@@ -296,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn credentials_are_replaced_before_they_expire_and_nobody_waits() {
-        let soon = AHEAD - Duration::from_secs(1);
+        let soon = AHEAD / 2;
         let says = [Said::These("one", soon), Said::These("two", HOUR)];
         let (ahead, script) = ahead(AT_ONCE, says);
         assert_eq!(id(&ahead).await, "one");
