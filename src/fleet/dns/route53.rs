@@ -114,7 +114,7 @@ impl Route53 {
         let sets = self.sets_of(&identifier).await?;
         let records = match &self.balancer {
             Some(balancer) => self.shared_record(balancer, &sets),
-            None => sets.iter().map(|set| self.record(set)).collect(),
+            None => sets.iter().map(Self::record).collect(),
         };
         self.known().own = Some(records.clone());
         let in_sync = match change {
@@ -136,7 +136,7 @@ impl Route53 {
         for _ in 0..MOST_PAGES {
             let Some(place) = next else { break };
             let (sets, following) = self.page(&place, PAGE).await?;
-            records.extend(sets.iter().map(|set| self.record(set)));
+            records.extend(sets.iter().map(Self::record));
             if following.as_ref() == Some(&place) {
                 let what = self.what("listing");
                 let message = "the next page is the same one".to_owned();
@@ -328,7 +328,7 @@ impl Route53 {
         Ok(everywhere)
     }
 
-    fn record(&self, set: &ResourceRecordSet) -> Record {
+    fn record(set: &ResourceRecordSet) -> Record {
         let routing = match (set.weight, set.multi_value_answer, &set.set_identifier) {
             (Some(weight), ..) => u8::try_from(weight).map_or(Routing::Other, Routing::Weighted),
             (None, Some(true), _) => Routing::Multivalue,
@@ -350,7 +350,7 @@ impl Route53 {
 
     /// The one record that leads to the load balancer, if it is there in all its types.
     fn shared_record(&self, balancer: &Balancer, sets: &[ResourceRecordSet]) -> Vec<Record> {
-        let mut records = sets.iter().map(|set| self.record(set));
+        let mut records = sets.iter().map(Self::record);
         let Some(first) = records.next() else {
             return Vec::new();
         };
