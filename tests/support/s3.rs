@@ -367,7 +367,12 @@ impl Front {
         let no_list = self.no_list.load(Ordering::Relaxed);
         match fault {
             Some(Fault::SlowDown) => return error(503, "SlowDown"),
-            Some(Fault::Status(status)) => return plain(status, ""),
+            Some(Fault::Status(status)) => {
+                // Who is still sending when the connection closes may not see the answer.
+                let mut body = request.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+                return plain(status, "");
+            }
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Elsewhere) => {
                 let mut answer = error(301, "PermanentRedirect");

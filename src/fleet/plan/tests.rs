@@ -294,11 +294,9 @@ fn a_name_that_can_not_be_written_keeps_nobody_out_of_the_load_balancer() {
     driver.refused = true;
     let actions = driver.actions(60 * MINUTE);
     assert_eq!(completed(&actions), [("launch", false)]);
-    assert!(
-        (2..=70).contains(&written(&actions)),
-        "{}",
-        written(&actions)
-    );
+    // Any wait up to a minute is as likely: half of one on average, with a margin.
+    let written = written(&actions);
+    assert!((2..=2 * 60 * 3 / 2).contains(&written), "{written}");
 }
 
 #[test]

@@ -14,8 +14,7 @@ const TAG: (&str, &str) = ("aws:ResourceTag/registry-agent", "mirror");
 
 /// Which parts of a fleet are wanted.
 #[derive(Debug, Default, Args)]
-// By itself its group would be named as that of the struct that it is part of, which clap refuses.
-#[group(skip)]
+#[group(id = "fleet")]
 pub(super) struct Wanted {
     /// The autoscaling group (`fleet.autoscaling.group`), which needs the tag `registry-agent` =
     /// `mirror`
