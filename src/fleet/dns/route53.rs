@@ -113,7 +113,7 @@ impl Route53 {
         };
         let sets = self.sets_of(&identifier).await?;
         let records = match &self.balancer {
-            Some(balancer) => self.shared_record(balancer, &sets),
+            Some(balancer) => Self::shared_record(balancer, &sets),
             None => sets.iter().map(Self::record).collect(),
         };
         self.known().own = Some(records.clone());
@@ -349,7 +349,7 @@ impl Route53 {
     }
 
     /// The one record that leads to the load balancer, if it is there in all its types.
-    fn shared_record(&self, balancer: &Balancer, sets: &[ResourceRecordSet]) -> Vec<Record> {
+    fn shared_record(balancer: &Balancer, sets: &[ResourceRecordSet]) -> Vec<Record> {
         let mut records = sets.iter().map(Self::record);
         let Some(first) = records.next() else {
             return Vec::new();
