@@ -281,3 +281,14 @@ fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "registry-agent: {error}");
     ExitCode::from(code)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// clap looks at a verb when it is parsed, and ends the program there.
+    #[test]
+    fn every_verb_can_be_parsed() {
+        super::Cli::command().debug_assert();
+    }
+}

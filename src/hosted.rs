@@ -27,7 +27,8 @@ use crate::config::{HostedSettings, Role, Serving, Sparse, Storage};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::{
-    Digest, Manifest, Name, Patterns, Pushed, PushedError, Reference, RegistryHost, Subject, Tag,
+    Digest, MANIFEST_LIMIT, Manifest, Name, Patterns, Pushed, PushedError, Reference, RegistryHost,
+    Subject, Tag,
 };
 use crate::store::layout::Repository;
 use crate::store::s3::BucketError;
@@ -37,6 +38,9 @@ use crate::store::{Blob, Page, Store, StoreError};
 const ORDERS: usize = 64;
 /// The most descriptors that a page of referrers has.
 const REFERRERS: usize = 1000;
+/// The most bytes of descriptors that it has: annotations may be large, and clients read no larger
+/// index than the largest manifest.
+const REFERRERS_BYTES: usize = MANIFEST_LIMIT;
 
 /// Something of a hosted name can't be had, or done.
 #[derive(Debug, thiserror::Error)]
@@ -389,6 +393,7 @@ impl Hosted {
             about.sort_unstable();
             about.dedup();
         }
+        let mut bytes = 0;
         for digest in about {
             if last.is_some_and(|last| digest <= *last) {
                 continue;
@@ -403,10 +408,16 @@ impl Hosted {
             let Some(referrer) = Subject::of(&manifest).filter(|it| it.digest == *subject) else {
                 continue;
             };
-            if artifact_type.is_none_or(|wanted| referrer.artifact_type.as_deref() == Some(wanted))
+            if artifact_type.is_some_and(|wanted| referrer.artifact_type.as_deref() != Some(wanted))
             {
-                page.descriptors.push(referrer.descriptor);
+                continue;
             }
+            bytes += referrer.descriptor.to_string().len();
+            if bytes > REFERRERS_BYTES && !page.descriptors.is_empty() {
+                page.more_after = last_of(&page.descriptors);
+                break;
+            }
+            page.descriptors.push(referrer.descriptor);
         }
         Ok(page)
     }

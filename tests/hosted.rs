@@ -51,6 +51,8 @@ on_the_disk_alone! {
         "a bucket keeps a key for each referrer, and does not merge the tag yet",
     many_referrers_come_in_pages:
         "it lays down files of the disk",
+    a_page_of_referrers_is_no_larger_than_clients_read:
+        "what is read of a bucket comes in one page",
 }
 
 fn manifests(reference: &str) -> String {
@@ -851,24 +853,45 @@ fn many_referrers_come_in_pages(home: &Home) {
         expected.push(manifest.digest().to_owned());
     }
     expected.sort_unstable();
+    let found = pages_of_referrers(&agent, &image);
+    assert_eq!((found.len(), found.concat()), (2, expected));
+}
+
+/// The digests on each page of an image's referrers.
+fn pages_of_referrers(agent: &Agent, image: &Image) -> Vec<Vec<String>> {
     let mut target = format!("/v2/{NAME}/referrers/{}", image.digest());
-    let mut found = Vec::new();
-    let mut pages = 0;
+    let mut pages = Vec::new();
     loop {
         let reply = agent.get(&target);
         let index = reply.json();
         let digests = index["manifests"].as_array().unwrap().iter();
-        found.extend(digests.map(|it| it["digest"].as_str().unwrap().to_owned()));
-        pages += 1;
+        let digests = digests.map(|it| it["digest"].as_str().unwrap().to_owned());
+        pages.push(digests.collect());
         let Some(link) = reply.header("link") else {
-            break;
+            return pages;
         };
         let next = link
             .strip_prefix('<')
             .and_then(|it| it.strip_suffix(">; rel=\"next\""));
         next.unwrap().clone_into(&mut target);
     }
-    assert_eq!((pages, found), (2, expected));
+}
+
+fn a_page_of_referrers_is_no_larger_than_clients_read(home: &Home) {
+    let (agent, image) = (home.hosting().start(), Image::small(1));
+    agent.push(NAME, "v1", &image);
+    let subject = descriptor(&image.manifest.blob, OCI_MANIFEST);
+    let mut expected = Vec::new();
+    for letter in ["a", "b", "c"] {
+        let document = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [],
+            "subject": subject, "annotations": {"report": letter.repeat(3 << 20)}});
+        let manifest = Manifest::new(OCI_INDEX, &document);
+        let put = agent.push_manifest(NAME, manifest.digest(), &manifest);
+        assert_eq!(put.status, 201, "{letter}");
+        expected.push(vec![manifest.digest().to_owned()]);
+    }
+    expected.sort_unstable();
+    assert_eq!(pages_of_referrers(&agent, &image), expected);
 }
 
 #[test]

@@ -152,6 +152,22 @@ fn what_is_cached_is_served_while_s3_is_in_trouble() {
 }
 
 #[test]
+fn the_catalog_is_the_buckets_and_never_what_is_cached_of_it() {
+    let cloud = Cloud::start();
+    let image = Image::small(1);
+    cloud.push("team/app", "latest", &image);
+    cloud.push("team/other", "latest", &image);
+    let agent = cloud.reader().start();
+    agent.pull("team/app", "latest", &image);
+    let all = agent.get("/v2/_catalog").json();
+    assert_eq!(all["repositories"], json!(["team/app", "team/other"]));
+    // A part of it would be taken for all there is.
+    cloud.s3.front.plan(|_| Some(Fault::SlowDown));
+    agent.get("/v2/_catalog").assert_error(503, "UNAVAILABLE");
+    assert_eq!(agent.admin().get("/readyz").status, 200);
+}
+
+#[test]
 fn an_agent_starts_without_s3_and_says_what_is_missing() {
     let cloud = Cloud::start();
     let image = Image::small(1);

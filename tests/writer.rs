@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use server::{Fault, SECRET_KEY};
 use support::agent::{Agent, Setup};
 use support::client::Reply;
-use support::image::{Blob, Image, KIB, MIB, Manifest, OCI_MANIFEST};
+use support::image::{Blob, Image, KIB, MIB, Manifest, OCI_INDEX, OCI_MANIFEST};
 use support::{PATIENCE, eventually};
 
 const NAME: &str = "mycompany/app";
@@ -410,6 +410,33 @@ fn referrers_are_listed_until_they_are_deleted() {
     );
     for agent in [&agent, &reader] {
         assert!(listed(agent, "").is_empty());
+    }
+}
+
+#[test]
+fn a_referrer_that_is_nearly_all_annotations_is_listed() {
+    let cloud = Cloud::start();
+    let (agent, subject) = (cloud.writer().start(), Image::small(1));
+    agent.push(NAME, "v1", &subject);
+    let document = json!({
+        "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [],
+        "artifactType": "application/vnd.example.report",
+        "subject": {
+            "mediaType": subject.manifest.media_type, "digest": subject.digest(),
+            "size": subject.manifest.blob.len(),
+        },
+        "annotations": { "report": "x".repeat(4 * MIB - KIB) },
+    });
+    let report = Manifest::new(OCI_INDEX, &document);
+    assert!(report.blob.len() <= 4 * MIB);
+    let put = agent.push_manifest(NAME, &report.blob.digest, &report);
+    assert_eq!(put.status, 201, "{put:?}");
+    let reader = cloud.reader().start();
+    for agent in [&agent, &reader] {
+        let list = agent.get(&format!("/v2/{NAME}/referrers/{}", subject.digest()));
+        let listed = &list.json()["manifests"];
+        assert_eq!(listed[0]["digest"], report.blob.digest);
+        assert_eq!(listed[0]["annotations"], document["annotations"]);
     }
 }
 

@@ -202,6 +202,14 @@ impl Conversion<'_> {
                            all on the disk (`storage.filesystem`)";
             self.refuse::<()>(&KeyPath::of("hosted"), message);
         }
+        if role == Role::Mirror
+            && let Some(Storage::S3 { bucket, .. }) = &storage
+            && bucket.redirect
+        {
+            let message = "is for readers and writers: a mirror gives blobs out by itself, as it \
+                           verifies them";
+            self.refuse::<()>(&KeyPath::of("storage.s3.redirect"), message);
+        }
         let auth = self.auth(fragment.auth.take(), &hosted, listen, tls.as_ref());
         let serving = || {
             Some(Serving {

@@ -55,8 +55,18 @@ pub(super) fn read(
     }
     let theirs = |name: &str| name.starts_with("REGISTRY_") && !Sources::is_own(name);
     for (name, raw) in sources.variables(theirs, errors) {
-        let members = drivers_as_mappings(variable(name, raw));
-        said.add(members, &Place::Variable(name.to_owned()).into());
+        let members = variable(name, raw);
+        // A driver that a variable names stands in the place of the file's, and of all beside it.
+        for section in BY_DRIVER {
+            let named = members.get(*section).and_then(Value::as_str);
+            if named.is_some_and(|driver| !driver.is_empty()) {
+                said.forget(section);
+            }
+        }
+        said.add(
+            drivers_as_mappings(members),
+            &Place::Variable(name.to_owned()).into(),
+        );
     }
 
     let mut translation = Translation {

@@ -41,6 +41,11 @@ impl Merged {
         );
     }
 
+    /// Takes back all that was said of a key of the document, and within it.
+    pub fn forget(&mut self, key: &str) {
+        self.members.remove(key);
+    }
+
     /// Notes where a value within a list was said.
     pub fn note(&mut self, path: KeyPath, origin: Origin) {
         self.origins.insert(path, origin);

@@ -195,16 +195,13 @@ impl Mirror {
     }
 
     /// A page of the repositories that are stored and that anybody may know of, in the order of
-    /// their names.
+    /// their names. Those of a bucket are what the bucket says: what happens to be cached in front of
+    /// it would look like all there is, to somebody who removes what is in no catalog.
     pub async fn repositories(&self, mut page: Page) -> Result<Vec<Repository>, MirrorError> {
-        if let Some(bucket) = self.bucket() {
-            match bucket.repositories(&page).await {
-                Some(Ok(listed)) => return Ok(listed),
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "the catalog is what is cached: {error}");
-                }
-                None => {}
-            }
+        if let Some(bucket) = self.bucket()
+            && let Some(listed) = bucket.repositories(&page).await
+        {
+            return listed.map_err(MirrorError::Unavailable);
         }
         let wanted = page.limit;
         let mut listed = Vec::new();

@@ -44,8 +44,11 @@ use crate::oci::{Digest, MANIFEST_LIMIT, Manifest, Tag};
 
 /// The largest `link` that is read, in bytes: a sha512 digest has 135.
 const LINK_LIMIT: usize = 1024;
-/// The largest descriptor of a referrer that is read, in bytes.
-const DESCRIPTOR_LIMIT: usize = 256 * 1024;
+/// The largest descriptor of a referrer that is read, in bytes: it repeats what annotations a manifest
+/// has, and they may be nearly all of it.
+const DESCRIPTOR_LIMIT: usize = MANIFEST_LIMIT + 4096;
+/// The most bytes that all referrers of one manifest have which are listed.
+const DESCRIPTORS_LIMIT: usize = 64 * 1024 * 1024;
 /// The most referrers of one manifest that are listed.
 const REFERRERS_LIMIT: usize = 10_000;
 /// Small requests that one call has under way at the same time.
@@ -315,13 +318,25 @@ impl Bucket {
                 // It was removed meanwhile.
                 Fetched::Absent | Fetched::Unchanged => Ok(None),
                 Fetched::Found { bytes, .. } => match serde_json::from_slice::<Value>(&bytes) {
-                    Ok(descriptor) => Ok(Some(descriptor)),
+                    Ok(descriptor) => Ok(Some((bytes.len(), descriptor))),
                     Err(_) => Err(self.wrong(&path, "is no descriptor")),
                 },
             }
         }));
-        let found: Vec<Option<Value>> = descriptors.buffered(AT_ONCE).try_collect().await?;
-        Ok(found.into_iter().flatten().collect())
+        let mut descriptors = descriptors.buffered(AT_ONCE);
+        let (mut listed, mut bytes) = (Vec::new(), 0);
+        while let Some(found) = descriptors.try_next().await? {
+            let Some((size, descriptor)) = found else {
+                continue;
+            };
+            bytes += size;
+            if bytes > DESCRIPTORS_LIMIT {
+                let reason = format!("holds more than {DESCRIPTORS_LIMIT} bytes of referrers");
+                return Err(self.wrong(&folder, reason));
+            }
+            listed.push(descriptor);
+        }
+        Ok(listed)
     }
 
     /// Reads an object of at most `limit` bytes, again from its start where it breaks off.

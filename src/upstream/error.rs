@@ -21,7 +21,7 @@ pub enum UpstreamError {
         status: StatusCode,
     },
     /// 404.
-    #[error("{registry} has no {what}")]
+    #[error("{registry} does not have {what}")]
     NotFound {
         /// The registry.
         registry: String,

@@ -80,6 +80,14 @@ impl Conversion<'_> {
             None if self.complete => self.refuse(here, "holds no `bucket`: add its name"),
             None => None,
         };
+        let prefix = said.prefix.unwrap_or_default();
+        if prefix.split('/').any(|part| matches!(part, "." | "..")) {
+            let message = format!(
+                "{} holds `.` or `..`, which are no folders in a bucket",
+                quoted(&prefix)
+            );
+            self.refuse::<()>(&here.key("prefix"), message);
+        }
         let region = said.region.map(|region| {
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
             if region.bytes().all(plain) && !region.is_empty() {
@@ -124,7 +132,7 @@ impl Conversion<'_> {
         Some(S3Settings {
             bucket: name?,
             region: optional(region)?,
-            prefix: said.prefix.unwrap_or_default(),
+            prefix,
             endpoint: optional(endpoint)?,
             path_style: said.path_style.unwrap_or(false),
             redirect: said.redirect.unwrap_or(false),

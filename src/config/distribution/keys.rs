@@ -83,12 +83,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("storage.s3.keyid", Honoured(s3_key)),
     // It is part of the endpoint's URL.
     ("storage.s3.secure", Honoured(s3_secure)),
-    (
-        "storage.s3.skipverify",
-        Refused(
-            "the certificate of the S3 endpoint is always verified: trust its authority instead",
-        ),
-    ),
+    ("storage.s3.skipverify", Honoured(s3_skip_verify)),
     (
         "storage.s3.v4auth",
         unless(&["true"], "requests are always signed by version 4"),
@@ -417,6 +412,14 @@ fn s3_text(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
         _ => return to.error(&leaf.path(), "is unknown here: the key above it is a text"),
     };
     set_text(to, leaf, &["storage", "s3", ours], |text| text);
+}
+
+fn s3_skip_verify(to: &mut Translation<'_>, leaf: &Leaf<'_>) {
+    if leaf.text().as_deref() != Some("false") {
+        let message = "the certificate of the S3 endpoint is always verified: trust its authority \
+                       instead";
+        to.error(&leaf.path(), message);
+    }
 }
 
 fn s3_endpoint(to: &mut Translation<'_>, leaf: &Leaf<'_>) {

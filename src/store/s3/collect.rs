@@ -440,13 +440,13 @@ impl Bucket {
         let mut named = HashSet::new();
         let reading = revisions.into_iter().map(async |digest: Digest| {
             let bytes = self.manifest_bytes(&digest).await?;
-            let needs = bytes.and_then(|bytes| named_in(&bytes));
-            Ok::<_, BucketError>((digest, needs))
+            let blobs = bytes.and_then(|bytes| named_in(&bytes));
+            Ok::<_, BucketError>((digest, blobs))
         });
         let mut reading = stream::iter(reading).buffer_unordered(AT_ONCE.1);
-        while let Some((digest, needs)) = reading.try_next().await? {
-            match needs {
-                Some(needs) => named.extend(needs),
+        while let Some((digest, blobs)) = reading.try_next().await? {
+            match blobs {
+                Some(blobs) => named.extend(blobs),
                 None => marked.unreadable = Some(digest),
             }
         }

@@ -119,6 +119,7 @@ mod tests {
 
     use serde_yaml::Value as Yaml;
 
+    use super::super::{PolicyRole, of_a_bucket};
     use super::*;
 
     const TARGETS: &str =
@@ -246,6 +247,9 @@ mod tests {
                     ("${AWS::StackName}", "mirrors"),
                     ("${RecordName}.${ZoneName}", "mirror.example.com"),
                     ("${Zone}", "Z1"),
+                    ("${Bucket.Arn}", "arn:aws:s3:::images"),
+                    // Of `!GetAtt`.
+                    ("Bucket.Arn", "arn:aws:s3:::images"),
                 ];
                 let replace = |text: String, (from, to): &(&str, &str)| text.replace(from, to);
                 values.iter().fold(text.to_owned(), replace).into()
@@ -291,5 +295,18 @@ mod tests {
             ..Wanted::default()
         };
         assert_eq!(of_the_stack("TargetPolicy"), of(&targets));
+    }
+
+    #[test]
+    fn the_template_gives_readers_and_writers_of_its_bucket_exactly_this() {
+        let of = |role| -> BTreeSet<String> {
+            let statements = of_a_bucket(role, "images", "", None);
+            statements.into_iter().map(canonical).collect()
+        };
+        let mut stack = of_the_stack("ReaderPolicy");
+        assert_eq!(stack, of(PolicyRole::Reader));
+        // Whoever writes has both.
+        stack.extend(of_the_stack("WriterPolicy"));
+        assert_eq!(stack, of(PolicyRole::Writer));
     }
 }
