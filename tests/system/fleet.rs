@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::control_plane::{ControlPlane, Group, Phase, Transition};
 use crate::harness::agent::MIRROR;
-use crate::harness::{Host, Hub, Image, Network, poll};
+use crate::harness::{Agent, Host, Hub, Image, Network, poll};
 use ec2::{Ec2, Template};
 use pulls::{Published, Pulls};
 
@@ -97,7 +97,7 @@ impl Fleet {
             .hook(
                 "registry-agent-terminate",
                 Transition::Terminating,
-                Duration::from_mins(5),
+                Duration::from_mins(1),
             );
         plane.add_group(group);
         client.boot();
@@ -321,7 +321,7 @@ fn a_host_that_is_cut_off_and_then_a_full_disk_fail_no_pull() {
         let one = fleet.one();
         let cut = fleet.begin();
         fleet.ec2.on(&one, Host::cut);
-        fleet.pulls.wait_for_more(20);
+        fleet.pulls.wait_for_more(10);
         // Whoever is cut off is in the group all the same, and nobody else decides that it is not.
         assert_eq!(fleet.plane.phase(GROUP, &one), Some(Phase::InService));
         fleet.ec2.on(&one, Host::restore);
@@ -333,8 +333,25 @@ fn a_host_that_is_cut_off_and_then_a_full_disk_fail_no_pull() {
             let fill = format!("cat /dev/zero >{filler}; test -s {filler}");
             host.run(&["sh", "-c", &fill]);
         });
-        fleet.pulls.wait_for_more(20);
-        fleet.ec2.on(&one, |host| host.run(&["rm", &filler]));
+        // There is no room for it on the one, which is asked for it all the same, sooner or later.
+        let new = publish(&fleet.hub(), 5);
+        fleet.pulls.add(new);
+        fleet.wait_until("the full disk is felt", || {
+            let (evicted, passed) = fleet.ec2.on(&one, |host| {
+                let of = |name| Agent::on(host).counter(name);
+                let passed = of("registry_agent_passed_through_total");
+                (of("registry_agent_evicted_blobs_total"), passed)
+            });
+            if evicted + passed > 0 {
+                Ok(())
+            } else {
+                Err("no blob was evicted or passed through")
+            }
+        });
+        fleet.pulls.wait_for_more(10);
+        fleet.ec2.on(&one, |host| {
+            host.run(&["rm", &filler]);
+        });
         fleet.is_over("full disk", full);
     });
 }

@@ -90,7 +90,9 @@ impl Drop for Ec2 {
         }
         // Here, so that a test that fails prints what its hosts have to say.
         let ids: Vec<String> = self.hosts.lock().keys().cloned().collect();
-        ids.iter().for_each(|id| self.hosts.end(id));
+        for id in &ids {
+            self.hosts.end(id);
+        }
     }
 }
 

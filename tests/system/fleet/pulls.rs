@@ -22,6 +22,7 @@ pub struct Published {
 /// Pulls that were made, and those that go on.
 pub struct Pulls {
     client: Arc<Host>,
+    images: Arc<Mutex<Vec<Arc<Published>>>>,
     over: Arc<AtomicBool>,
     made: Arc<Mutex<Vec<Pull>>>,
     thread: Option<JoinHandle<()>>,
@@ -35,24 +36,39 @@ struct Pull {
 impl Pulls {
     /// Pulls these images on a host that is up, one after the other and again and again.
     pub fn begin(client: Arc<Host>, images: Vec<Published>) -> Self {
+        let images = images.into_iter().map(Arc::new).collect();
+        let images: Arc<Mutex<Vec<_>>> = Arc::new(Mutex::new(images));
         let over = Arc::new(AtomicBool::new(false));
         let made: Arc<Mutex<Vec<Pull>>> = Arc::default();
         let (end, list, host) = (Arc::clone(&over), Arc::clone(&made), Arc::clone(&client));
+        let pulled = Arc::clone(&images);
         let thread = thread::spawn(move || {
-            let mut images = images.iter().cycle();
-            while let Some(image) = images.next().filter(|_| !end.load(Ordering::Relaxed)) {
+            for number in 0.. {
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
+                let image = {
+                    let images = lock(&pulled);
+                    Arc::clone(&images[number % images.len()])
+                };
                 let began = Instant::now();
-                let failure = pull(&host, image).err();
+                let failure = pull(&host, &image).err();
                 let took = began.elapsed();
                 lock(&list).push(Pull { took, failure });
             }
         });
         Self {
             client,
+            images,
             over,
             made,
             thread: Some(thread),
         }
+    }
+
+    /// Pulls this one as well from now on.
+    pub fn add(&self, image: Published) {
+        lock(&self.images).push(Arc::new(image));
     }
 
     /// The host that pulls.
