@@ -3,6 +3,10 @@
 
 mod container;
 mod control;
+#[allow(clippy::unwrap_used, reason = "what plays AWS may panic as a test may")]
+#[path = "../support/control_plane/mod.rs"]
+mod control_plane;
+mod fleet;
 mod harness;
 mod image;
 mod install;

@@ -76,7 +76,11 @@ impl Turn<'_> {
         if !self.is_held(transition) {
             return;
         }
-        for hook in self.hooks(transition) {
+        let hooks = self.hooks(transition);
+        if hooks.is_empty() {
+            self.note_others(transition, why);
+        }
+        for hook in hooks {
             let asked = self.memory.kept.hooks.get(&hook.name);
             let asked = asked.filter(|asked| asked.state == state).cloned();
             if let Some(asked) = &asked {
@@ -110,6 +114,28 @@ impl Turn<'_> {
             );
             self.need(Look::Group, now + SETTLES);
         }
+    }
+
+    /// That only others can end what holds this instance: else it would wait and say nothing.
+    fn note_others(&mut self, transition: Transition, why: &str) {
+        let (Some(group), Some(Members::Autoscaling(autoscaling))) =
+            (self.group(), &self.settings.members)
+        else {
+            return;
+        };
+        let hooks = group.is.hooks.iter();
+        let others = hooks.filter(|hook| hook.transition == transition);
+        let others: Vec<&str> = others.map(|hook| hook.name.as_str()).collect();
+        if others.is_empty() {
+            return;
+        }
+        let note = format!(
+            "{why}, and held by what is not this agent's to complete: `fleet.autoscaling.hooks` has \
+             {}, and the group {}",
+            autoscaling.hooks.join(", "),
+            others.join(", ")
+        );
+        self.note(note);
     }
 
     /// Whether the group says that a hook of this transition holds this instance.

@@ -355,6 +355,24 @@ fn it_joins_when_it_is_found_and_completes_only_its_own_hook() {
 }
 
 #[test]
+fn it_says_that_only_others_can_let_go_of_it() {
+    let mut driver = driver("Pending:Wait", &["i-a"]);
+    let Some(Members::Autoscaling(autoscaling)) = &mut driver.settings.members else {
+        unreachable!("the driver has a group")
+    };
+    autoscaling.hooks = vec!["registry-agent-launch".to_owned()];
+    assert_eq!(completed(&driver.actions(10 * MINUTE)), []);
+    let notes = plan(&driver.facts, &driver.memory, &driver.settings).notes;
+    assert_eq!(
+        notes,
+        [
+            "ready, registered, and seen there, and held by what is not this agent's to complete: \
+             `fleet.autoscaling.hooks` has registry-agent-launch, and the group launch, somebody-elses"
+        ]
+    );
+}
+
+#[test]
 fn what_can_not_be_cured_is_given_back_unless_many_were() {
     for (abandoned, expected) in [(0, true), (2, true), (3, false), (9, false)] {
         let mut driver = driver("Pending:Wait", &["i-a"]);

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -105,13 +106,25 @@ impl Attachment {
         command::run(&["ip", "-n", &self.bridge, "link", "set", &self.port, "up"]);
     }
 
+    /// Runs something on this machine: its sockets are there, and those of all threads that it
+    /// starts.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let path = self.namespace.path();
+        let done = thread::scope(|scope| {
+            let there = scope.spawn(move || {
+                enter(&path);
+                work()
+            });
+            there.join()
+        });
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
     /// A runtime whose sockets are in this machine's namespace.
     pub fn runtime(&self) -> Runtime {
         let path = self.namespace.path();
         let entered = thread::spawn(move || {
-            let namespace = File::open(&path)
-                .unwrap_or_else(|error| panic!("opening {}: {error}", path.display()));
-            setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a network namespace");
+            enter(&path);
             // A thread is born in its parent's namespace, so the worker stays in this one.
             Builder::new_multi_thread()
                 .worker_threads(1)
@@ -123,6 +136,13 @@ impl Attachment {
             .expect("a runtime in a namespace")
             .expect("building a runtime")
     }
+}
+
+/// From now on this thread is in that network namespace.
+fn enter(path: &Path) {
+    let namespace =
+        File::open(path).unwrap_or_else(|error| panic!("opening {}: {error}", path.display()));
+    setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a network namespace");
 }
 
 /// Removes a namespace of a run that was killed, and whatever still runs in it: a host outlives
