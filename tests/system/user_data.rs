@@ -67,7 +67,10 @@ fn stack() -> Vec<Case> {
         let lines = block.lines().take_while(inside);
         let lines: Vec<&str> = lines.map(|line| &line[indent..]).collect();
         let text = lines.join("\n") + "\n";
+        let targets =
+            "arn:aws:elasticloadbalancing:eu-central-1:123456789012:targetgroup/mirrors/1";
         text.replace("${AWS::StackName}", "mirrors")
+            .replace("${Targets}", targets)
             .replace("${Zone}", "Z0123456789ABCDEFGHIJ")
             .replace(
                 "${RecordName}.${ZoneName}",
