@@ -330,8 +330,8 @@ fn a_host_that_is_cut_off_and_then_a_full_disk_fail_no_pull() {
         let full = fleet.begin();
         let filler = format!("{}/filler", crate::harness::agent::ROOT);
         fleet.ec2.on(&one, |host| {
-            let fill = format!("cat /dev/zero >{filler}; test -s {filler}");
-            host.run(&["sh", "-c", &fill]);
+            let command = format!("cat /dev/zero >{filler}; test -s {filler}");
+            host.run(&["sh", "-c", &command]);
         });
         // There is no room for it on the one, which is asked for it all the same, sooner or later.
         let new = publish(&fleet.hub(), 5);

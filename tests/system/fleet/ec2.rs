@@ -51,15 +51,15 @@ impl Ec2 {
             template,
             running: Mutex::default(),
         });
-        let driven = Arc::clone(&hosts);
+        let theirs = Arc::clone(&hosts);
         let driver = plane.drive(move |deed| match deed {
             Deed::Launched {
                 id,
                 address,
                 metadata,
                 ..
-            } => driven.launch(id, address, metadata),
-            Deed::Terminated { id } => driven.end(&id),
+            } => theirs.launch(id, address, metadata),
+            Deed::Terminated { id } => theirs.end(&id),
         });
         Self {
             driver: Some(driver),
